@@ -1,0 +1,71 @@
+"""`editlab doctor`: does this model work here? Load it, compare it with Hugging Face, edit, undo."""
+
+from __future__ import annotations
+
+import time
+
+import typer
+
+from editlab.cli import options
+from editlab.cli.console import Output, table
+from editlab.errors import EditlabError
+
+
+def register(app: typer.Typer) -> None:
+    @app.command()
+    def doctor(
+        model: options.Model = None,
+        dtype: options.Dtype = "float32",
+        device: options.Device = "cpu",
+        threads: options.Threads = None,
+        as_json: options.Json = False,
+        quiet: options.Quiet = False,
+    ) -> None:
+        """Load a model, check its structure and logits, make one tiny edit, undo it, and time each step."""
+        import torch
+
+        from editlab.lm import LM
+        from editlab.state.ledger import Delta, Edit
+
+        with Output(as_json=as_json, quiet=quiet) as out:
+            checks: list[dict[str, object]] = []
+
+            def check(what: str, began: float, finding: str, ok: bool = True) -> None:
+                seconds = round(time.perf_counter() - began, 3)
+                checks.append({"check": what, "ok": ok, "finding": finding, "seconds": seconds})
+
+            began = time.perf_counter()
+            lm = LM.from_pretrained(model, dtype=dtype, device=device, on_step=out.on_step)
+            a = lm.adapter
+            check("load", began, f"{a.family}, {a.n_layers} layers, d_model {a.d_model}, d_mlp {a.d_mlp}")
+            check("structure", time.perf_counter(), f"residual identity to {a.residual_error:.1e}")
+            batch = lm.encode(["The capital of France is", "Water is made of hydrogen and oxygen, and"])
+            began = time.perf_counter()
+            with torch.no_grad():
+                kwargs = {"position_ids": batch.position_ids} if a.takes_position_ids else {}
+                plain = lm.model(batch.ids, attention_mask=batch.mask, **kwargs).logits
+            check("plain forward", began, f"{int(batch.mask.sum())} tokens")
+            began = time.perf_counter()
+            with lm.session() as s, torch.no_grad():
+                s.capture("resid_post")
+                hooked = s.run(batch).logits
+            assert hooked is not None
+            difference = float((plain - hooked).abs().max())
+            check("forward with hooks", began, f"largest logit difference {difference:.1e}", difference == 0.0)
+            began = time.perf_counter()
+            ref = a.down(lm.model, a.n_layers // 6)
+            rows, cols = lm.model.get_parameter(ref.name).shape
+            delta = Delta(left=torch.full((rows, 1), 1e-2), right=torch.full((1, cols), 1e-2))
+            entry = lm.ledger.apply(Edit("doctor", {}, [], {ref.name: delta}))
+            moved = float((lm.forward(batch) - plain).abs().max())
+            check("tiny edit", began, f"{entry.id} moves a logit by {moved:.1e}", moved > 0)
+            began = time.perf_counter()
+            lm.undo()
+            back = lm.state_hash == lm.base_hash and torch.equal(lm.forward(batch), hooked)
+            check("undo", began, "weights and logits bit-identical" if back else "NOT restored", back)
+            rows_shown = [
+                ["ok" if c["ok"] else "FAILED", c["check"], c["finding"], f"{c['seconds']} s"] for c in checks
+            ]
+            out.result({"model": lm.name, "checks": checks}, table(["", "check", "finding", "time"], rows_shown))
+            if not all(c["ok"] for c in checks):
+                raise EditlabError("A check failed.", "See the list above.")

@@ -1,0 +1,1 @@
+"""Facts and prose, and the files that hold them."""

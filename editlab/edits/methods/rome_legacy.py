@@ -1,0 +1,62 @@
+"""ROME as released in kmeng01/rome, with two different keys; for reproducing its numbers, not for use.
+
+u = C^-1 k with k the average key over contexts, but the residual and the denominator come from the bare prompt's key
+k_0:  W' = W + (v* - m_0) u^T / (u^T k_0). So W' k_0 = v* holds and W' k = v* does not, and where u^T k_0 nearly
+vanishes the update explodes (arXiv 2403.07175). The subject at position 0 is the usual case: see `rome`.
+The value's clamp and decay are relative to the MLP's output, as in that code (arXiv 2202.05262, released settings).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from editlab.edits.preserve import preserving
+from editlab.edits.record import record
+from editlab.edits.settings import LocateEditSettings, default_layer
+from editlab.edits.solver import Update
+from editlab.edits.targets import forms, shifts
+from editlab.errors import EditFailed, RequestError
+from editlab.progress import OnStep, silent
+from editlab.state.ledger import Edit
+
+if TYPE_CHECKING:
+    from editlab.facts import Fact
+    from editlab.lm import LM
+
+
+class Config(LocateEditSettings):
+    """Settings of `rome-legacy`; defaults of the released code where they differ."""
+
+    steps: int = Field(20, ge=1, le=500, description="losses evaluated when optimising the value")
+    clamp: float = Field(4.0, gt=0, description="longest shift, in norms of the MLP's output")
+    contexts: dict[int, int] = Field(
+        default={5: 10, 10: 10}, description="random texts put in front of the prompt: {length in tokens: how many}"
+    )
+
+
+def compute(lm: LM, facts: list[Fact], config: Config, on_step: OnStep = silent) -> Edit:
+    """The rank-one change of the released code.
+
+    Raises:
+        RequestError: not exactly one fact. EditFailed: the two keys are orthogonal.
+    """
+    if len(facts) != 1:
+        raise RequestError(f"ROME writes one fact at a time, {len(facts)} were given.", "Edit them one by one.")
+    layer = lm.adapter.check_layer(config.layer if config.layer is not None else default_layer(lm.adapter))
+    metric = preserving(lm, layer, config, on_step)
+    form = forms(lm, facts[0], layer, config, metric)[0]
+    value = shifts(lm, layer, [form], config, [form.canonical_value.float()], on_step)[0]
+    u = metric.solve(form.key[:, None].cpu())[:, 0]
+    bare = form.canonical_keys[0].cpu()
+    denominator = float(u @ bare)
+    if abs(denominator) < 1e-12 * float(u.norm() * bare.norm()):
+        raise EditFailed("The prompt's key is orthogonal to the averaged one, so the two-key update has no solution.")
+    update = Update(
+        left=value.delta.double().cpu()[:, None],
+        right=(u / denominator)[None, :],
+        leverage=(u @ form.key.cpu())[None],
+        realised=1.0,
+    )
+    return record(lm, "rome-legacy", config, facts, layer, update, [form], [value], metric)

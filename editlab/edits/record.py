@@ -1,0 +1,80 @@
+"""The record of a solved edit: deltas in the stored layout, and the numbers that say how it went."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from editlab.config import MethodConfig
+from editlab.edits.solver import Metric, Update
+from editlab.edits.targets import Form
+from editlab.edits.values import Value
+from editlab.facts import Fact
+from editlab.state.ledger import Delta, Edit
+
+if TYPE_CHECKING:
+    from editlab.lm import LM
+
+WEAK_GAIN = 0.5
+
+
+def record(
+    lm: LM,
+    method: str,
+    config: MethodConfig,
+    facts: Sequence[Fact],
+    layer: int,
+    update: Update,
+    found: Sequence[Form],
+    values: Sequence[Value],
+    metric: Metric,
+) -> Edit:
+    """An `Edit` of the down projection of `layer`."""
+    ref = lm.adapter.down(lm.model, layer)
+    left, right = update.left.float(), update.right.float()
+    delta = Delta(left=right.T.contiguous(), right=left.T.contiguous()) if ref.transposed else Delta(left, right)
+    weight = ref.oriented(lm.model.get_parameter(ref.name)).double().cpu()
+    gain = [g for form in found for g in _gains(update, form)]
+    warnings = []
+    if min(gain) < WEAK_GAIN:
+        warnings.append(
+            f"the prompt's own key meets only {min(gain):.0%} of the written one; the edit may not fire there"
+        )
+    if any(row.straddles for form in found for row in form.rows):
+        warnings.append("the subject's last token reaches beyond the subject, so the key depends on what follows")
+    info: dict[str, Any] = {
+        "layer": layer,
+        "parameter": ref.name,
+        "rank": update.left.shape[1],
+        "relative_norm": float(update.dense.norm() / weight.norm()),
+        "realised": update.realised,
+        "leverage": update.leverage.tolist(),
+        "canonical_gain": gain,
+        "jitter": metric.jitter,
+        "forms": [form.name for form in found],
+        "first_token": any(row.index == 0 for form in found for row in form.rows),
+        "steps": [len(v.losses) for v in values],
+        "losses": [list(v.losses) for v in values],
+        "target_nll": [[v.nlls[0], v.nlls[-1]] for v in values],
+        "clamped": [v.clamped for v in values],
+        "value_seconds": max(v.seconds for v in values),
+        "warnings": warnings,
+    }
+    return Edit(
+        method=method,
+        config=config.model_dump(mode="json") | {"layer": layer},
+        requests=[fact.model_dump(mode="json") for fact in facts],
+        deltas={ref.name: delta},
+        info=info,
+    )
+
+
+def _gains(update: Update, form: Form) -> list[float]:
+    """How much of the change written at the form's key its prompts receive: (D k_0 . D k) / ||D k||^2."""
+    right = update.right.cpu()
+    written = update.left.cpu() @ (right @ form.key.cpu())  # (d_v,)
+    received = form.canonical_keys.cpu() @ right.T @ update.left.cpu().T  # (n, d_v)
+    scale = written.square().sum().clamp(min=torch.finfo(written.dtype).tiny)
+    return (received @ written / scale).tolist()

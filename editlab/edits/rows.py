@@ -1,0 +1,102 @@
+"""Token rows of a request: which ids run, which token is edited, which logits are read.
+
+Everything is indexed by character offsets of the complete text, encoded once: adding up the lengths of
+separately encoded pieces is wrong as soon as a tokenizer merges across a boundary or adds a token of its own.
+The target's ids are those of the joint encoding beyond the prompt, and input rows are put together from ids;
+nothing is decoded and encoded again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from editlab.errors import RequestError
+from editlab.facts import Fact
+from editlab.hooks.batch import Batch, pad_rows, token_at
+
+if TYPE_CHECKING:
+    from editlab.lm import LM
+
+
+@dataclass(frozen=True)
+class Row:
+    """One input row.
+
+    Attributes:
+        ids: token ids.
+        index: the edited token: the last one of the subject.
+        reads: tokens whose next-token logits are read, ascending.
+        targets: for each read, the id that should come next; empty for a row that only compares distributions.
+        straddles: the edited token reaches beyond the subject's end, so its key depends on what follows.
+    """
+
+    ids: tuple[int, ...]
+    index: int
+    reads: tuple[int, ...]
+    targets: tuple[int, ...] = ()
+    straddles: bool = False
+
+
+def target_ids(lm: LM, prompt: str, target: str, *, sink: bool) -> tuple[list[int], list[int]]:
+    """Ids of the prompt and of the target that continues it.
+
+    Raises:
+        RequestError: the target gives no token.
+    """
+    lead = "" if prompt.endswith(("\n", " ")) or not prompt else " "
+    ids, spans = lm.tokens(prompt + lead + target.strip(), sink=sink)
+    cut = next((i for i, (a, b) in enumerate(spans) if b > len(prompt)), len(ids))
+    if cut < len(ids) and spans[cut][0] < len(prompt):
+        # A token reaches across the boundary: encode both sides on their own.
+        prompt_part, _ = lm.tokens(prompt, sink=sink)
+        target_part, _ = lm.tokens(lead + target.strip(), special=False)
+    else:
+        prompt_part, target_part = ids[:cut], ids[cut:]
+    if not target_part:
+        raise RequestError(f"The target '{target}' gives no token with this tokenizer.", "Use another target.")
+    return list(prompt_part), list(target_part)
+
+
+def rewrite_row(lm: LM, fact: Fact, *, context: str = "", sink: bool) -> Row:
+    """The prompt (after `context`, if any) with the new target but its last token; reads the target's logits."""
+    lead = f"{context}. " if context else ""
+    prompt, target = target_ids(lm, lead + fact.text, fact.target_new, sink=sink)
+    index, straddles = subject_index(lm, fact, lead, sink=sink)
+    ids = (*prompt, *target[:-1])
+    reads = tuple(range(len(prompt) - 1, len(ids)))
+    return Row(ids, index, reads, tuple(target), straddles)
+
+
+def subject_index(lm: LM, fact: Fact, lead: str = "", *, sink: bool) -> tuple[int, bool]:
+    """The token that holds the subject's last character, and whether it reaches beyond it."""
+    end = len(lead) + len(fact.before) + len(fact.subject)
+    _, spans = lm.tokens(lead + fact.text, sink=sink)
+    index = token_at(spans, end - 1)
+    return index, spans[index][1] > end
+
+
+def essence_row(lm: LM, fact: Fact, *, sink: bool) -> Row:
+    """The row whose next-token distribution is kept: "{subject} is a", read at the subject's last token."""
+    text = f"{fact.subject} is a"
+    ids, spans = lm.tokens(text, sink=sink)
+    index = token_at(spans, len(fact.subject) - 1)
+    return Row(tuple(ids), index, (index,))
+
+
+def align(rows: Sequence[Row], device: torch.device | str = "cpu") -> tuple[Batch, int]:
+    """Rows padded so that every edited token stands in one column, and that column."""
+    batch = pad_rows([row.ids for row in rows], pivots=[row.index for row in rows], device=device)
+    return batch, batch.column(0, rows[0].index)
+
+
+def read_mask(batch: Batch, rows: Sequence[Row]) -> torch.Tensor:
+    """(B, T) bool mask of the tokens whose logits are read; row by row, ascending, as `Row.targets`."""
+    mask = torch.zeros_like(batch.mask, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        for token in row.reads:
+            mask[i, batch.column(i, token)] = True
+    return mask

@@ -1,0 +1,42 @@
+"""Settings that the locate-and-edit methods share, and where a model is edited when nobody says."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from editlab.config import MethodConfig
+from editlab.hooks.adapter import ModelAdapter
+
+# Published ROME layers by (family, number of layers): kmeng01/rome; Llama-2: EasyEdit.
+_PUBLISHED = {
+    ("GPT2LMHeadModel", 24): 8,
+    ("GPT2LMHeadModel", 36): 12,
+    ("GPT2LMHeadModel", 48): 17,
+    ("GPTJForCausalLM", 28): 5,
+    ("GPTNeoXForCausalLM", 44): 15,
+    ("LlamaForCausalLM", 32): 5,
+}
+
+
+def default_layer(adapter: ModelAdapter) -> int:
+    """The published edit layer of a model, or a sixth of its depth (layer 5 of SmolLM2's 30)."""
+    known = _PUBLISHED.get((adapter.family, adapter.n_layers))
+    return known if known is not None else adapter.n_layers // 6
+
+
+class LocateEditSettings(MethodConfig):
+    """How keys are averaged, values optimised, and ordinary text preserved."""
+
+    layer: int | None = Field(None, ge=0, description="layer whose down projection is edited; default by model")
+    steps: int = Field(25, ge=1, le=500, description="losses evaluated when optimising the value (paper: 20)")
+    lr: float = Field(0.5, gt=0, description="Adam's learning rate for the value (paper: 0.5)")
+    clamp: float = Field(0.75, gt=0, description="longest shift, in norms of the reference state")
+    decay: float = Field(0.5, ge=0, description="weight of the shift's norm in the loss (paper's code: 0.5)")
+    kl_factor: float = Field(0.0625, ge=0, description="weight of the KL term (paper's code: 0.0625)")
+    stop_loss: float = Field(0.05, ge=0, description="a value is done when its loss falls below this (paper: 0.05)")
+    contexts: dict[int, int] = Field(
+        default={10: 5}, description="random texts put in front of the prompt: {length in tokens: how many}"
+    )
+    seed: int = Field(0, ge=0, description="seed of the contexts")
+    stats_text: str = Field("factbook", description="ordinary text: 'factbook' or a file")
+    stats_tokens: int | None = Field(None, ge=1, description="tokens of it; default ten per key dimension")

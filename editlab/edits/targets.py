@@ -1,0 +1,119 @@
+"""From a fact to what a solver needs: averaged keys, current values, and optimised shifts.
+
+A fact is edited in the forms in which its prompt reaches the model: after a sink token, bare as a user types it, and
+after random contexts. As a rule the subject's key is nearly the same in all of them, and one average serves (the
+canonical forms have half the weight, the contexts share the other half: MEMIT's grouping). Not always:
+
+- a subject whose last token is the very first of the text stands where the model parks its attention sink;
+- some subjects' keys depend on what stands in front of them.
+
+An average of such keys fires on neither. So a canonical form that would receive less than half of the averaged key's
+change is taken out of the average, and gets a key and a value of its own in the same solve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from editlab.edits.keys import contexts, states_at
+from editlab.edits.rows import Row, essence_row, rewrite_row
+from editlab.edits.settings import LocateEditSettings
+from editlab.edits.solver import Metric
+from editlab.edits.values import Target, Value, optimise
+from editlab.facts import Fact
+from editlab.progress import OnStep, silent
+
+if TYPE_CHECKING:
+    from editlab.lm import LM
+
+
+OWN_KEY_BELOW = 0.5  # share of the averaged key's change; "canonical gain"
+
+
+@dataclass(frozen=True)
+class Form:
+    """One key of a fact, and what was found there.
+
+    Attributes:
+        name: "prompt" for the averaged key, else which canonical form has a key of its own ("sink" or "bare").
+        rows: rewrite rows, the canonical one first.
+        key: (d_mlp,) averaged key; value: (d_model,) averaged output of the down projection; both float64.
+        canonical_keys: (n, d_mlp) of the canonical rows alone; canonical_value: (d_model,) of the first.
+        reference: (d_model,) residual stream after the block in the first row.
+    """
+
+    fact: Fact
+    name: str
+    rows: tuple[Row, ...]
+    essence: Row
+    key: Tensor
+    value: Tensor
+    canonical_keys: Tensor
+    canonical_value: Tensor
+    reference: Tensor
+
+    def target(self, reference: Tensor) -> Target:
+        return Target(self.rows, self.essence, reference)
+
+
+def forms(lm: LM, fact: Fact, layer: int, settings: LocateEditSettings, metric: Metric) -> list[Form]:
+    """The keys of a fact, from one truncated forward: the averaged one first, then those that stand apart."""
+    canonical = {"sink": rewrite_row(lm, fact, sink=True)}
+    if not lm.adds_bos:
+        canonical["bare"] = rewrite_row(lm, fact, sink=False)
+    texts = contexts(lm, per_length=settings.contexts, seed=settings.seed)
+    rows = [*canonical.values(), *(rewrite_row(lm, fact, context=text, sink=True) for text in texts)]
+    states = states_at(lm, layer, rows)
+
+    def form(name: str, members: list[int], n_canonical: int) -> Form:
+        n_contexts = len(members) - n_canonical
+        share = 0.5 if n_contexts and n_canonical else 1.0
+        weights = [share / n_canonical] * n_canonical if n_canonical else []
+        weights += [(1.0 if not n_canonical else 1 - share) / max(1, n_contexts)] * n_contexts
+        w = torch.tensor(weights, dtype=torch.float64, device=states.key.device)
+        return Form(
+            fact=fact,
+            name=name,
+            rows=tuple(rows[i] for i in members),
+            essence=essence_row(lm, fact, sink=name != "bare"),
+            key=w @ states.key[members].double(),
+            value=w @ states.value[members].double(),
+            canonical_keys=states.key[members[: max(1, n_canonical)]].double(),
+            canonical_value=states.value[members[0]].double(),
+            reference=states.hidden[members[0]].float(),
+        )
+
+    together = [i for i, row in enumerate(canonical.values()) if row.index > 0]
+    others = list(range(len(canonical), len(rows)))
+    if others:
+        average = form("prompt", together + others, len(together))
+        gains = canonical_gain(metric, average.key, states.key[: len(canonical)].double())
+        together = [i for i in together if gains[i] >= OWN_KEY_BELOW]
+    apart = [i for i in range(len(canonical)) if i not in together]
+    found = [form("prompt", together + others, len(together))] if together or others else []
+    return found + [form(list(canonical)[i], [i], 1) for i in apart]
+
+
+def canonical_gain(metric: Metric, key: Tensor, canonical: Tensor) -> Tensor:
+    """(n,) share of the change written at `key` that each of the keys `canonical` (n, d_mlp) receives."""
+    direction = metric.solve(key[:, None].cpu())[:, 0]
+    return canonical.cpu() @ direction / (key.cpu() @ direction)
+
+
+def shifts(
+    lm: LM,
+    layer: int,
+    of: Sequence[Form],
+    settings: LocateEditSettings,
+    references: Sequence[Tensor] | None = None,
+    on_step: OnStep = silent,
+) -> list[Value]:
+    """The optimised shift of each form; `references` defaults to the forms' own."""
+    refs = references if references is not None else [form.reference for form in of]
+    targets = [form.target(ref) for form, ref in zip(of, refs, strict=True)]
+    return optimise(lm, layer, targets, settings, on_step)

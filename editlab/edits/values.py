@@ -1,0 +1,193 @@
+"""The shift of the hidden state that makes the model say the target.
+
+For each target: delta in R^d is added to the residual stream after the edit layer at the subject's last token, in
+every row, and minimises (ROME, arXiv 2202.05262 eq. 4, in the form of the released code)
+
+    mean over rows of NLL(target) + kl_factor KL(p_delta || p_0) + decay ||delta|| / ||h||^2
+
+by Adam, projected after each step onto the ball ||delta|| <= clamp ||h||. p is read in the row "{subject} is a".
+
+Only what delta can reach runs: the rows are aligned at the edited token and frozen as one causal cone, so a step is
+layers above the edit layer, columns from the edited token on, and logits at the target's positions. Targets do not
+interact, so any number shares a batch; one that has stopped is held still.
+
+The published loss is the same as the mean over contexts of the mean over target tokens; decay uses the norm, not its
+square, over the squared reference norm: that is what produced the published numbers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from editlab.edits.rows import Row, align, read_mask
+from editlab.errors import EditFailed
+from editlab.progress import OnStep, StepInfo, silent
+
+if TYPE_CHECKING:
+    from editlab.lm import LM
+
+
+class ValueSettings(Protocol):
+    """The fields of a method's config that the optimiser reads."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def clamp(self) -> float: ...
+    @property
+    def decay(self) -> float: ...
+    @property
+    def kl_factor(self) -> float: ...
+    @property
+    def stop_loss(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Target:
+    """What one shift has to achieve.
+
+    Attributes:
+        rows: rewrite rows, the canonical one first.
+        essence: the row whose distribution is kept, or None.
+        reference: (d_model,) the state that clamp and decay are relative to.
+    """
+
+    rows: tuple[Row, ...]
+    essence: Row | None
+    reference: Tensor
+
+
+@dataclass(frozen=True)
+class Value:
+    """An optimised shift.
+
+    Attributes:
+        delta: (d_model,) float32.
+        losses, nlls: total loss and target NLL (mean per token) before each step, ending with the last one.
+        clamped: the shift ended on the ball's surface.
+    """
+
+    delta: Tensor
+    losses: tuple[float, ...]
+    nlls: tuple[float, ...]
+    clamped: bool
+    seconds: float
+
+
+def site_of_shift(lm: LM, layer: int) -> tuple[str, int]:
+    """Where a change of the MLP's output at `layer` is made: as high up as it is still the same change.
+
+    In a pre-norm block the MLP's output is added to the stream unscaled, so the shift can be made on the stream that
+    enters the next block. With a post-norm, or in the last layer, it has to be made at the down projection itself.
+    """
+    if lm.adapter.has_post_norm or layer == lm.adapter.n_layers - 1:
+        return "mlp_value", layer
+    return "resid_pre", layer + 1
+
+
+def optimise(
+    lm: LM, layer: int, targets: Sequence[Target], settings: ValueSettings, on_step: OnStep = silent
+) -> list[Value]:
+    """One shift per target, all in one batch.
+
+    Raises:
+        EditFailed: the loss is not finite.
+    """
+    started = time.perf_counter()
+    rows = [row for t in targets for row in (*t.rows, *([t.essence] if t.essence else []))]
+    owner = torch.tensor([i for i, t in enumerate(targets) for _ in range(len(t.rows) + (t.essence is not None))])
+    batch, column = align(rows, lm.device)
+    mask = read_mask(batch, rows)
+    is_kl, owner_of_read, weight, wanted = _reading_plan(targets, lm.device)
+    owner = owner.to(lm.device)
+    limits = torch.stack([t.reference.norm() for t in targets]).to(lm.device, torch.float32)
+    delta = torch.zeros(len(targets), lm.adapter.d_model, device=lm.device, requires_grad=True)
+    adam = torch.optim.Adam([delta], lr=settings.lr)
+    running = torch.ones(len(targets), dtype=torch.bool, device=lm.device)
+    losses: list[list[float]] = [[] for _ in targets]
+    nlls: list[list[float]] = [[] for _ in targets]
+    base_log_probs: Tensor | None = None
+    site, start = site_of_shift(lm, layer)
+    at = torch.full((batch.n_rows,), column, device=lm.device)
+    with lm.session() as s:
+        cone = s.cone(batch, start, column)
+        s.patch(site, start, lambda part: part + delta[owner].to(part.dtype), at=at)
+        for step in range(settings.steps):
+            log_probs = s.run(cone, read=mask).logits.float().log_softmax(-1)  # type: ignore[union-attr]
+            nll = torch.zeros(len(targets), device=lm.device)
+            nll = nll.index_add(0, owner_of_read[~is_kl], -_pick(log_probs[~is_kl], wanted) * weight)
+            kl = torch.zeros_like(nll)
+            if bool(is_kl.any()):
+                new = log_probs[is_kl]
+                if base_log_probs is None:
+                    base_log_probs = new.detach()
+                kl = kl.index_add(0, owner_of_read[is_kl], (new.exp() * (new - base_log_probs)).sum(-1))
+            # The norm's gradient at zero is not defined; there the decay pulls nowhere.
+            norm = (delta.square().sum(-1) + 1e-20).sqrt()
+            loss = nll + settings.kl_factor * kl + settings.decay * norm / limits.square()
+            if not bool(torch.isfinite(loss).all()):
+                raise EditFailed("The loss of the value optimisation is not finite.", "Try a smaller learning rate.")
+            for i in running.nonzero().flatten().tolist():
+                losses[i].append(loss[i].item())
+                nlls[i].append(nll[i].item())
+            on_step(
+                StepInfo(
+                    "optimising the value",
+                    step + 1,
+                    settings.steps,
+                    "steps",
+                    f"loss {loss.mean().item():.3f}",
+                )
+            )
+            running &= loss.detach() >= settings.stop_loss
+            if step == settings.steps - 1 or not bool(running.any()):
+                break
+            adam.zero_grad()
+            loss.sum().backward()
+            before = delta.detach().clone()
+            adam.step()
+            with torch.no_grad():
+                ball = settings.clamp * limits
+                delta.mul_((ball / delta.norm(dim=-1).clamp(min=1e-12)).clamp(max=1.0)[:, None])
+                delta.copy_(torch.where(running[:, None], delta, before))
+    seconds = time.perf_counter() - started
+    clamped = (delta.detach().norm(dim=-1) >= settings.clamp * limits * (1 - 1e-4)).tolist()
+    return [
+        Value(delta.detach()[i].clone(), tuple(losses[i]), tuple(nlls[i]), bool(clamped[i]), seconds)
+        for i in range(len(targets))
+    ]
+
+
+def _pick(log_probs: Tensor, ids: Tensor) -> Tensor:
+    return log_probs.gather(-1, ids[:, None])[:, 0]
+
+
+def _reading_plan(targets: Sequence[Target], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """For every read position in batch order: is it the KL row's, whose is it; and for the others weight and id."""
+    is_kl: list[bool] = []
+    owner: list[int] = []
+    weight: list[float] = []
+    wanted: list[int] = []
+    for i, target in enumerate(targets):
+        for row in target.rows:
+            is_kl += [False] * len(row.targets)
+            owner += [i] * len(row.targets)
+            weight += [1 / (len(row.targets) * len(target.rows))] * len(row.targets)
+            wanted += row.targets
+        if target.essence is not None:
+            is_kl.append(True)
+            owner.append(i)
+    return (
+        torch.tensor(is_kl, device=device),
+        torch.tensor(owner, device=device),
+        torch.tensor(weight, device=device),
+        torch.tensor(wanted, device=device),
+    )

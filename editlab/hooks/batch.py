@@ -1,0 +1,139 @@
+"""Token batches: ids, mask, positions, and where in the padded frame a character of the text ended up.
+
+Hugging Face's bare `forward` does not derive position ids from the mask, so a left-padded GPT-2 batch is
+silently wrong without them (logits off by 1.27 on a tiny model); every batch here carries them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from editlab.errors import RequestError
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded rows of token ids.
+
+    Attributes:
+        ids: (B, T) int64 token ids; pad columns hold an arbitrary valid id.
+        mask: (B, T) int64, 1 on real tokens. Real tokens of a row are contiguous; pads may stand on
+            either side.
+        spans: per row, the character range of every real token in its text; empty tuples when the batch was
+            made from ids.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    spans: tuple[tuple[Span, ...], ...] = ()
+
+    @property
+    def n_rows(self) -> int:
+        return self.ids.shape[0]
+
+    @property
+    def width(self) -> int:
+        return self.ids.shape[1]
+
+    @property
+    def position_ids(self) -> Tensor:
+        """(B, T) position of each token within its row, 0 on leading pads."""
+        return (self.mask.cumsum(-1) - 1).clamp(min=0)
+
+    @property
+    def first(self) -> Tensor:
+        """(B,) column of each row's first real token."""
+        return self.mask.argmax(-1)
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) number of real tokens."""
+        return self.mask.sum(-1)
+
+    @property
+    def last(self) -> Tensor:
+        """(B,) column of each row's last real token."""
+        return self.first + self.lengths - 1
+
+    def column(self, row: int, token: int) -> int:
+        """Padded-frame column of a row's `token`-th real token."""
+        return int(self.first[row]) + token
+
+    def rows(self, index: Tensor | Sequence[int]) -> Batch:
+        """The batch of the rows at `index` (repeats allowed)."""
+        index = torch.as_tensor(index, device=self.ids.device)
+        spans = tuple(self.spans[int(i)] for i in index) if self.spans else ()
+        return Batch(self.ids[index], self.mask[index], spans)
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(self.ids.to(device), self.mask.to(device), self.spans)
+
+
+def pad_rows(
+    rows: Sequence[Sequence[int]],
+    *,
+    pivots: Sequence[int] | Literal["left", "right"] = "left",
+    pad_id: int = 0,
+    spans: tuple[tuple[Span, ...], ...] = (),
+    device: torch.device | str = "cpu",
+) -> Batch:
+    """Pad rows of ids so that they share a column.
+
+    Args:
+        rows: token ids per row, none empty.
+        pivots: `"left"` pads on the left (last tokens aligned), `"right"` on the right; a sequence gives, per
+            row, the token index that all rows shall have in the same column, with pads on both sides.
+    """
+    if not rows or any(len(row) == 0 for row in rows):
+        raise RequestError("A text is empty after tokenisation.", "Give at least one token.")
+    if pivots == "left":
+        before = [len(row) for row in rows]
+    elif pivots == "right":
+        before = [0] * len(rows)
+    else:
+        before = [int(p) for p in pivots]
+    lead = max(before)
+    width = lead + max(len(row) - b for row, b in zip(rows, before, strict=True))
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for i, (row, b) in enumerate(zip(rows, before, strict=True)):
+        start = lead - b
+        ids[i, start : start + len(row)] = torch.tensor(row)
+        mask[i, start : start + len(row)] = 1
+    return Batch(ids.to(device), mask.to(device), spans)
+
+
+def tokenize(tokenizer: Any, text: str, sink: int | None = None) -> tuple[list[int], tuple[Span, ...]]:
+    """Ids of `text` without special tokens, and the character span of each.
+
+    Args:
+        sink: a token id to put in front (its span is empty), or None.
+    """
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids = list(encoded["input_ids"])
+    spans = tuple((int(a), int(b)) for a, b in encoded["offset_mapping"])
+    if sink is not None:
+        return [sink, *ids], ((0, 0), *spans)
+    return ids, spans
+
+
+def token_at(spans: Sequence[Span], char: int) -> int:
+    """Index of the token whose span contains character `char`.
+
+    Byte-level tokenizers may give several tokens the span of one multi-byte character: the last one counts,
+    since it is the first position that has seen the whole character.
+
+    Raises:
+        RequestError: no token covers that character.
+    """
+    found = [i for i, (a, b) in enumerate(spans) if a <= char < b]
+    if not found:
+        raise RequestError(f"No token covers character {char} of the text.")
+    return found[-1]

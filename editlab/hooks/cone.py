@@ -1,0 +1,153 @@
+"""The causal cone: recompute only what a change at (layer L, column p) can alter.
+
+A change to the residual stream entering layer L at columns p and later reaches layers L and up, columns p and
+later, and nothing else. So one forward of the whole batch keeps
+
+1. the keys and values of columns before p, for layers from L on;
+2. the residual stream entering layer L at columns from p on.
+
+After that each of many runs starts from the kept state: layers below L are replaced by stubs, columns before p
+are served from the KV cache, and Hugging Face's own code does the rest (masks, rotary tables, soft-caps, final
+norm, head), so the result is the full forward's. Rows are padded so that p is one column for all of them
+(`pad_rows(..., pivots=...)`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from editlab.errors import ConfigError, StaleState
+from editlab.hooks.adapter import ModelAdapter
+from editlab.hooks.batch import Batch
+
+
+@dataclass(frozen=True)
+class Cone:
+    """A batch frozen outside the reach of a change at (`layer`, `cut`).
+
+    Attributes:
+        batch: all columns, frozen ones included.
+        layer: the first layer that runs; its `resid_pre` is `resid`.
+        cut: the first column that runs.
+        resid: (B, T - cut, D) residual stream entering `layer`.
+        past: keys and values of columns before `cut`, None when there are none.
+        stamps: version of the weights below `layer`, and of all weights, when this was made.
+    """
+
+    batch: Batch
+    layer: int
+    cut: int
+    resid: Tensor
+    past: DynamicCache | None
+    stamps: tuple[int, int] = (0, 0)
+
+    def rows(self, index: Tensor | Sequence[int]) -> Cone:
+        """The cone of the rows at `index` (repeats allowed): one row per change to try."""
+        index = torch.as_tensor(index, device=self.resid.device)
+        past = None
+        if self.past is not None:
+            past = _copied(self.past)
+            past.batch_select_indices(index)
+        return replace(self, batch=self.batch.rows(index), resid=self.resid[index], past=past)
+
+    def cache(self) -> DynamicCache:
+        """A KV cache for one run; the run's own keys and values do not end up in `past`."""
+        if self.past is None:
+            raise ConfigError("This cone starts at the first column and has no earlier keys.")
+        return _copied(self.past)
+
+    def check(self, stamp: Callable[[int | None], int]) -> None:
+        """Raise StaleState if weights that this state rests on have changed.
+
+        Keys of earlier columns come from every layer; without them only layers below count.
+        """
+        below, everything = self.stamps
+        if stamp(self.layer) != below or (self.past is not None and stamp(None) != everything):
+            raise StaleState(
+                f"The state cached at layer {self.layer} was made by weights that have changed since.",
+                "Make the cone again.",
+            )
+
+
+def _copied(cache: DynamicCache) -> DynamicCache:
+    """A cache that shares the tensors: layers grow by concatenation into new tensors, never in place."""
+    new = copy.copy(cache)
+    new.layers = [copy.copy(layer) for layer in cache.layers]
+    return new
+
+
+def cropped(cache: DynamicCache, layer: int, cut: int) -> DynamicCache:
+    """The first `cut` columns of `cache`; below `layer` only the lengths are kept.
+
+    Masks are sized by the first layer's length, so even the layers that no longer run must state it.
+    """
+    new = _copied(cache)
+    for i, entry in enumerate(new.layers):
+        for name in ("keys", "values"):
+            full = getattr(entry, name)[:, :, :cut]
+            setattr(entry, name, full.clone() if i >= layer else full.new_zeros(()).expand(full.shape))
+    return new
+
+
+class Stop(Exception):
+    """Ends a forward pass that has yielded everything asked of it; never leaves the hooks layer."""
+
+
+@contextmanager
+def until(module: nn.Module) -> Iterator[list[Tensor]]:
+    """While open, a forward pass ends at the input of `module`, which is put into the yielded list."""
+    kept: list[Tensor] = []
+
+    def stop(m: nn.Module, args: Any, kwargs: Any) -> None:
+        kept.append(args[0] if args else kwargs["hidden_states"])
+        raise Stop
+
+    handle = module.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        yield kept
+    except Stop:
+        pass
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def entering_at(model: nn.Module, adapter: ModelAdapter, layer: int, resid: Tensor) -> Iterator[None]:
+    """While open, the model's forward starts at `layer` with `resid` as the residual stream.
+
+    Blocks below become stubs by an instance-level `forward`, so that the model's own code around the blocks
+    still runs; `layer` itself gets `resid` as its input.
+    """
+    blocks = [model.get_submodule(paths.block) for paths in adapter.layers]
+
+    def stub(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return (hidden_states,) if adapter.tuple_out else hidden_states
+
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if args:
+            return (resid, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": resid}
+
+    with ExitStack() as stack:
+        for block in blocks[:layer]:
+            stack.callback(_restorer(block))
+            block.__dict__["forward"] = stub
+        # In front of a session's hooks on the same block, so that those see and may patch `resid`.
+        handle = blocks[layer].register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
+        stack.callback(handle.remove)
+        yield
+
+
+def _restorer(block: nn.Module) -> Callable[[], None]:
+    if "forward" in block.__dict__:
+        saved = block.__dict__["forward"]
+        return lambda: block.__dict__.__setitem__("forward", saved)
+    return lambda: block.__dict__.pop("forward", None) and None

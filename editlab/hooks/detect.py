@@ -1,0 +1,360 @@
+"""Find a model's parts by their behaviour, and prove that they are the right ones.
+
+1. The block stack is the ModuleList with `num_hidden_layers` entries of one type and the most parameters.
+2. One probe forward of 2 x 3 tokens records what every module of it reads and gives.
+3. Inside a block, attention is the child named so; its last projection of width D is `o`, those before it make
+   q, k and v. Outside attention, the last projection of width D is `down`, those before it `up` and `gate`.
+4. A module that reads exactly such a projection's output and is a child of the block is a post-norm: then its
+   output is what reaches the residual stream.
+5. Which features belong to which head of v follows from the KV cache of the probe, and of k likewise at
+   position 0, where rotary embedding is the identity.
+6. Proof: resid_pre + attn_out + mlp_out = resid_post, and starting at layer 1 from the recorded residual stream
+   gives the probe's logits. A model that fails is refused with the number; nothing is guessed.
+
+Only steps 3's names are heuristics, and step 6 checks them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from editlab.errors import AdapterError
+from editlab.hooks.adapter import HeadLayout, LayerPaths, ModelAdapter
+from editlab.hooks.cone import entering_at
+
+_HINT = "Hand in a ModelAdapter written for it: LM(model, tokenizer, adapter=...)."
+
+
+@dataclass
+class _Seen:
+    """What the probe saw of every module, in order of execution (each tensor cloned)."""
+
+    order: list[str] = field(default_factory=list)
+    inputs: dict[str, list[Tensor]] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    tuples: set[str] = field(default_factory=set)
+    logits: Tensor | None = None
+    cache: Any = None
+
+
+def detect(model: Any) -> ModelAdapter:
+    """The structure of `model` (a Hugging Face causal language model), proved on one small forward pass.
+
+    Raises:
+        AdapterError: a part was not found, or the proof failed; the message names the check and the number.
+    """
+    config = model.config.get_text_config()
+    family = type(model).__name__
+    n_layers = int(config.num_hidden_layers)
+    stack = _block_stack(model, family, n_layers)
+    names = {id(m): name for name, m in model.named_modules()}
+    blocks = [names[id(block)] for block in stack]
+    seen = _probe(model)
+    for block in blocks:
+        if block not in seen.outputs:
+            raise AdapterError(f"{family}: block '{block}' did not run in a plain forward pass.", _HINT)
+
+    n_heads, n_kv, width = _heads(config, seen, model, family)
+    layers = tuple(_layer(model, seen, block, i, n_heads, n_kv, width, family) for i, block in enumerate(blocks))
+    down = model.get_submodule(layers[0].down)
+    embed, unembed = model.get_input_embeddings(), model.get_output_embeddings()
+    if unembed is None:
+        raise AdapterError(f"{family} has no output embedding.", "Load a causal language model.")
+    d_model = seen.outputs[blocks[0]].shape[-1]
+    adapter = ModelAdapter(
+        family=family,
+        embed=names[id(embed)],
+        unembed=names[id(unembed)],
+        final_norm=_final_norm(model, seen, blocks[-1], family),
+        n_heads=n_heads,
+        n_kv_heads=n_kv,
+        head_dim=width,
+        d_model=d_model,
+        d_mlp=_in_features(down),
+        layers=layers,
+        is_parallel=_is_parallel(seen, layers[0]),
+        is_tied=getattr(unembed, "weight", None) is getattr(embed, "weight", 0),
+        tuple_out=blocks[0] in seen.tuples,
+        takes_position_ids="position_ids" in inspect.signature(model.forward).parameters,
+    )
+    error = _prove(model, adapter, seen, family)
+    object.__setattr__(adapter, "residual_error", error)
+    return adapter
+
+
+def _block_stack(model: nn.Module, family: str, n_layers: int) -> nn.ModuleList:
+    stacks = [
+        m
+        for m in model.modules()
+        if isinstance(m, nn.ModuleList) and len(m) == n_layers and len({type(b) for b in m}) == 1
+    ]
+    if not stacks:
+        raise AdapterError(
+            f"{family}: no ModuleList of {n_layers} blocks of one type was found.",
+            "Only decoder-only transformers with one block stack are supported. " + _HINT,
+        )
+    return max(stacks, key=lambda m: sum(p.numel() for p in m.parameters()))
+
+
+def _probe(model: nn.Module) -> _Seen:
+    seen = _Seen()
+
+    def before(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.is_floating_point()]
+            seen.inputs.setdefault(name, [t.clone() for t in tensors])
+
+        return hook
+
+    def after(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, tuple):
+                seen.tuples.add(name)
+                output = output[0]
+            if isinstance(output, Tensor) and name not in seen.outputs:
+                seen.order.append(name)
+                seen.outputs[name] = output.clone()
+
+        return hook
+
+    device = model.get_input_embeddings().weight.device  # type: ignore[operator]
+    if device.type == "meta":
+        device = torch.device("cpu")
+    ids = probe_ids(model).to(device)
+    was_training = model.training
+    with ExitStack() as stack, torch.no_grad():
+        stack.callback(model.train, was_training)
+        model.eval()
+        for name, module in model.named_modules():
+            if name:
+                stack.callback(module.register_forward_pre_hook(before(name), with_kwargs=True, prepend=True).remove)
+                stack.callback(module.register_forward_hook(after(name), prepend=True).remove)
+        out = model(ids, use_cache=True)
+    seen.logits, seen.cache = out.logits, getattr(out, "past_key_values", None)
+    return seen
+
+
+def probe_ids(model: Any) -> Tensor:
+    """(2, 3) ids, all different."""
+    vocab = int(model.config.get_text_config().vocab_size)
+    return (torch.arange(6).reshape(2, 3) * max(1, vocab // 7) + 1) % vocab
+
+
+def _heads(config: Any, seen: _Seen, model: nn.Module, family: str) -> tuple[int, int, int]:
+    """Query heads, key-value heads, head width."""
+    layers = getattr(seen.cache, "layers", None)
+    if not layers or getattr(layers[0], "keys", None) is None:
+        raise AdapterError(f"{family} keeps no key-value cache, so its heads cannot be told.", _HINT)
+    n_kv, width = layers[0].keys.shape[1], layers[0].keys.shape[-1]
+    n_heads = int(config.num_attention_heads)
+    if n_kv == n_heads and getattr(config, "new_decoder_architecture", False):
+        n_kv = int(config.num_kv_heads)  # Falcon's new layout repeats keys before caching them
+    return n_heads, n_kv, width
+
+
+def _layer(
+    model: nn.Module, seen: _Seen, block: str, index: int, n_heads: int, n_kv: int, width: int, family: str
+) -> LayerPaths:
+    module = model.get_submodule(block)
+    d_model = seen.outputs[block].shape[-1]
+    attn = [
+        name
+        for name, _ in module.named_children()
+        if ("attn" in name or "attention" in name) and not ("norm" in name or "dropout" in name or "layernorm" in name)
+    ]
+    if len(attn) != 1:
+        raise AdapterError(
+            f"{family}: in '{block}' the attention module was looked for by name and found {attn or 'nowhere'}.",
+            _HINT,
+        )
+    inside = f"{block}.{attn[0]}."
+    ran = [n for n in seen.order if n.startswith(block + ".") and _is_projection(model.get_submodule(n))]
+    in_attn = [n for n in ran if n.startswith(inside)]
+    in_mlp = [n for n in ran if not n.startswith(inside)]
+    o = next((n for n in reversed(in_attn) if _out_features(model.get_submodule(n)) == d_model), None)
+    down = next((n for n in reversed(in_mlp) if _out_features(model.get_submodule(n)) == d_model), None)
+    firsts = [n for n in in_attn if o is not None and n != o]
+    ups = [n for n in in_mlp if n != down]
+    if o is None or down is None or not firsts or not 1 <= len(ups) <= 2:
+        raise AdapterError(
+            f"{family}: in '{block}' an attention output and one MLP were looked for; found attention projections "
+            f"{_short(in_attn, block)} and others {_short(in_mlp, block)}.",
+            "Mixtures of experts are not supported. " + _HINT,
+        )
+    gate = None
+    if len(ups) == 2:
+        gate = next((n for n in ups if "gate" in n.rsplit(".", 1)[-1]), ups[0])
+        ups.remove(gate)
+    q, k, v = _qkv(seen, firsts, index, n_heads, n_kv, width)
+    return LayerPaths(
+        block=block,
+        attn=f"{block}.{attn[0]}",
+        q=q,
+        k=k,
+        v=v,
+        attn_first=firsts[0],
+        o=o,
+        attn_out=_post_norm(seen, module, block, o),
+        mlp_first=gate or ups[0],
+        up=ups[0],
+        gate=gate,
+        down=down,
+        mlp_out=_post_norm(seen, module, block, down),
+    )
+
+
+def _post_norm(seen: _Seen, block: nn.Module, path: str, projection: str) -> str:
+    """The child of the block that reads exactly the projection's output, or the projection itself."""
+    given = seen.outputs[projection]
+    for name, child in block.named_children():
+        full = f"{path}.{name}"
+        read = seen.inputs.get(full, [])
+        if full in seen.outputs and not isinstance(child, nn.Dropout) and any(_equal(x, given) for x in read):
+            return full
+    return projection
+
+
+def _qkv(
+    seen: _Seen, firsts: list[str], index: int, n_heads: int, n_kv: int, width: int
+) -> tuple[HeadLayout | None, HeadLayout | None, HeadLayout | None]:
+    keys, values = seen.cache.layers[index].keys, seen.cache.layers[index].values
+    if keys.shape[1] != n_kv:
+        return None, None, None
+    v = next((h for n in firsts if (h := _match(n, seen.outputs[n], values))), None)
+    if v is None:
+        return None, None, None
+    if len(firsts) == 3:
+        rest = [n for n in firsts if n != v.path]
+        # Norms on q and k hide the match; then the name has to do.
+        k_path = next((n for n in rest if _match(n, seen.outputs[n], keys, slice(0, 1))), None) or next(
+            (n for n in rest if n.rsplit(".", 1)[-1].startswith("k")), rest[1]
+        )
+        rest.remove(k_path)
+        return _plain(rest[0], n_heads, width), _plain(k_path, n_kv, width), v
+    return _fused(v, seen.outputs[v.path], keys, n_heads, n_kv, width)
+
+
+def _match(path: str, output: Tensor, cached: Tensor, positions: slice = slice(None)) -> HeadLayout | None:
+    """Which features of `output` (B, T, F) hold the cached heads (B, K, T, e), by their values."""
+    have = output[:, positions].flatten(0, 1)  # (n, F)
+    want = cached[:, :, positions].permute(0, 2, 1, 3).flatten(0, 1)  # (n, K, e)
+    features = []
+    for head in want.unbind(1):
+        same = (have[:, :, None] - head[:, None, :]).abs().amax(0)  # (F, e)
+        best, index = same.min(0)
+        if not bool((best <= 1e-6 + 1e-5 * head.abs().amax()).all()) or len(index.unique()) != len(index):
+            return None
+        features.append(tuple(index.tolist()))
+    return HeadLayout(path, tuple(features), have.shape[-1])
+
+
+def _plain(path: str, heads: int, width: int) -> HeadLayout:
+    features = tuple(tuple(range(h * width, (h + 1) * width)) for h in range(heads))
+    return HeadLayout(path, features, heads * width)
+
+
+def _fused(
+    v: HeadLayout, output: Tensor, keys: Tensor, n_heads: int, n_kv: int, width: int
+) -> tuple[HeadLayout | None, HeadLayout | None, HeadLayout | None]:
+    """q and k of a fused projection, from where v lies: all of q, k, v in turn, or group by group."""
+    total = output.shape[-1]
+    if total != (n_heads + 2 * n_kv) * width:
+        return None, None, v
+    per_group = n_heads // n_kv
+    concatenated = tuple(range((n_heads + 2 * n_kv) * width))
+    span = (per_group + 2) * width
+
+    def heads(starts: list[int]) -> HeadLayout:
+        return HeadLayout(v.path, tuple(concatenated[s : s + width] for s in starts), total)
+
+    in_turn = (
+        heads([h * width for h in range(n_heads)]),
+        heads([(n_heads + h) * width for h in range(n_kv)]),
+        heads([(n_heads + n_kv + h) * width for h in range(n_kv)]),
+    )
+    grouped = (
+        heads([(h // per_group) * span + (h % per_group) * width for h in range(n_heads)]),
+        heads([g * span + per_group * width for g in range(n_kv)]),
+        heads([g * span + (per_group + 1) * width for g in range(n_kv)]),
+    )
+    for q, k, candidate in (in_turn, grouped):
+        if candidate == v and _match(v.path, output, keys, slice(0, 1)) == k:
+            return q, k, v
+    return None, None, v
+
+
+def _final_norm(model: nn.Module, seen: _Seen, last_block: str, family: str) -> str:
+    stream = seen.outputs[last_block]
+    for name in seen.order:
+        if not name.startswith(last_block) and any(_equal(x, stream) for x in seen.inputs[name]):
+            return name
+    raise AdapterError(f"{family}: no norm reads the last block's output.", _HINT)
+
+
+def _is_parallel(seen: _Seen, layer: LayerPaths) -> bool:
+    middle = seen.inputs[layer.block][0] + seen.outputs[layer.attn_out]
+    return not any(
+        _close(x, middle)
+        for name in seen.order
+        if name.startswith(layer.block + ".") and not name.startswith(layer.attn + ".")
+        for x in seen.inputs[name]
+    )
+
+
+def _prove(model: nn.Module, adapter: ModelAdapter, seen: _Seen, family: str) -> float:
+    assert seen.logits is not None
+    tolerance = 1e-4 if seen.logits.dtype in (torch.float32, torch.float64) else 3e-2
+    worst = 0.0
+    for layer in adapter.layers:
+        after = seen.outputs[layer.block].double()
+        parts = seen.inputs[layer.block][0] + seen.outputs[layer.attn_out]
+        parts = parts.double() + seen.outputs[layer.mlp_out].reshape(after.shape).double()
+        worst = max(worst, float((parts - after).norm() / after.norm().clamp(min=1e-30)))
+    if not worst <= tolerance:
+        raise AdapterError(
+            f"{family}: resid_pre + attn_out + mlp_out should equal resid_post; the relative error is {worst:.1e}.",
+            "The model scales or mixes its residual stream in a way that is not supported. " + _HINT,
+        )
+    if adapter.n_layers > 1:
+        resid = seen.inputs[adapter.layers[1].block][0]
+        with torch.no_grad(), entering_at(model, adapter, 1, resid):
+            again = model(probe_ids(model).to(resid.device), use_cache=False).logits
+        error = float((again - seen.logits).abs().max() / seen.logits.abs().max().clamp(min=1e-30))
+        if not error <= tolerance:
+            raise AdapterError(
+                f"{family}: starting at layer 1 should give the same logits; the relative error is {error:.1e}.", _HINT
+            )
+    return worst
+
+
+def _is_projection(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def _out_features(module: nn.Module) -> int:
+    return int(module.nf if isinstance(module, Conv1D) else module.out_features)  # type: ignore[arg-type]
+
+
+def _in_features(module: nn.Module) -> int:
+    return int(module.nx if isinstance(module, Conv1D) else module.in_features)  # type: ignore[arg-type]
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.numel() == b.numel() and torch.equal(a.reshape(-1), b.reshape(-1))
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return a.numel() == b.numel() and torch.allclose(a.reshape(-1), b.reshape(-1), rtol=1e-4, atol=1e-5)
+
+
+def _short(names: list[str], block: str) -> Any:
+    counts = Counter(n.removeprefix(block + ".") for n in names)
+    return list(counts)[:6] or "none"

@@ -1,0 +1,211 @@
+"""From a site's name to the module where it passes by, and the view of the tensor that is meant there.
+
+A `Point` is one side of one module. A `Lens` turns the raw tensor at that point into the site's shape and a
+new value of the site back into the raw tensor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from editlab.errors import ConfigError, SiteUnavailable
+from editlab.hooks.adapter import HeadLayout, ModelAdapter
+from editlab.hooks.sites import site as lookup
+
+
+@dataclass(frozen=True)
+class Point:
+    """The input or output of the module at `path` ("" is the model itself)."""
+
+    path: str
+    side: Literal["in", "out"]
+
+
+@dataclass
+class Frame:
+    """What the forward pass that is running looks like.
+
+    Attributes:
+        mask: (B, S) real tokens among all columns seen so far, those of a KV cache included.
+        offset: the column at which this forward's own tokens start.
+        width: how many columns this forward computes.
+        resid_pre: block inputs kept for `resid_mid`, by layer.
+    """
+
+    mask: Tensor
+    offset: int
+    width: int
+    is_decode: bool = False
+    resid_pre: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def n_rows(self) -> int:
+        return self.mask.shape[0]
+
+
+class Lens(Protocol):
+    def read(self, raw: Tensor, frame: Frame) -> Tensor: ...
+    def write(self, raw: Tensor, value: Tensor, frame: Frame) -> Tensor: ...
+
+
+class Whole:
+    """The site is the raw tensor."""
+
+    def read(self, raw: Tensor, frame: Frame) -> Tensor:
+        return raw
+
+    def write(self, raw: Tensor, value: Tensor, frame: Frame) -> Tensor:
+        return value
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The raw last dimension split evenly into heads."""
+
+    n_heads: int
+
+    def read(self, raw: Tensor, frame: Frame) -> Tensor:
+        return raw.unflatten(-1, (self.n_heads, -1))
+
+    def write(self, raw: Tensor, value: Tensor, frame: Frame) -> Tensor:
+        return value.flatten(-2)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Chosen features of a fused projection, arranged by head."""
+
+    layout: HeadLayout
+
+    def read(self, raw: Tensor, frame: Frame) -> Tensor:
+        return raw[..., self.layout.index(raw.device)]
+
+    def write(self, raw: Tensor, value: Tensor, frame: Frame) -> Tensor:
+        raw = raw.clone()
+        raw[..., self.layout.index(raw.device).flatten()] = value.flatten(-2)
+        return raw
+
+
+@dataclass(frozen=True)
+class AfterAttention:
+    """`resid_mid`, seen from the attention's contribution.
+
+    The stream itself passes by no module after the addition: patching the next norm's input would never reach
+    the skip path. So the value is read as resid_pre + attn_out, and written as attn_out := value - resid_pre.
+    """
+
+    layer: int
+
+    def read(self, raw: Tensor, frame: Frame) -> Tensor:
+        return frame.resid_pre[self.layer] + raw
+
+    def write(self, raw: Tensor, value: Tensor, frame: Frame) -> Tensor:
+        return value - frame.resid_pre[self.layer]
+
+
+def locate(adapter: ModelAdapter, name: str, layer: int | None) -> tuple[Point, Lens]:
+    """The point and lens of a site.
+
+    Raises:
+        UnknownName: no such site. ConfigError: a layer is missing, superfluous or out of range.
+        SiteUnavailable: the architecture has no such place.
+    """
+    spec = lookup(name)
+    if not spec.layered:
+        if layer is not None:
+            raise ConfigError(f"Site '{name}' exists once, not per layer.", "Leave the layer out.")
+        path = {"embed": adapter.embed, "final": adapter.final_norm, "logits": ""}[name]
+        return Point(path, "out"), Whole()
+    if layer is None:
+        raise ConfigError(f"Site '{name}' exists in every layer.", "Say which layer.")
+    paths = adapter.layers[adapter.check_layer(layer)]
+    if name == "resid_mid" and adapter.is_parallel:
+        raise SiteUnavailable(
+            f"No site 'resid_mid' in {adapter.family}: attention and MLP run in parallel.",
+            "Use 'attn_out' or 'resid_post'.",
+        )
+    if name in ("q", "k", "v"):
+        layout: HeadLayout | None = getattr(paths, name)
+        if layout is None:
+            raise SiteUnavailable(
+                f"No site '{name}' in {adapter.family}: its fused projection's layout was not recognised.",
+                "Use 'z' or 'attn_out'.",
+            )
+        lens: Lens = Heads(layout.n_heads) if layout.is_plain else Features(layout)
+        return Point(layout.path, "out"), lens
+    table: dict[str, tuple[str, Literal["in", "out"], Lens]] = {
+        "resid_pre": (paths.block, "in", Whole()),
+        "resid_post": (paths.block, "out", Whole()),
+        "attn_in": (paths.attn_first, "in", Whole()),
+        "z": (paths.o, "in", Heads(adapter.n_heads)),
+        "attn_raw": (paths.o, "out", Whole()),
+        "attn_out": (paths.attn_out, "out", Whole()),
+        "resid_mid": (paths.attn_out, "out", AfterAttention(layer)),
+        "mlp_in": (paths.mlp_first, "in", Whole()),
+        "mlp_key": (paths.down, "in", Whole()),
+        "mlp_value": (paths.down, "out", Whole()),
+        "mlp_out": (paths.mlp_out, "out", Whole()),
+    }
+    path, side, lens = table[name]
+    return Point(path, side), lens
+
+
+At = int | slice | Tensor | list[int] | None
+
+
+def select(at: At, frame: Frame) -> tuple[Tensor, Tensor] | None:
+    """Rows and columns of the running forward that `at` means, ready for `x[rows, cols]`; None means all.
+
+    Args:
+        at: an int counts a row's real tokens (negative from their end); a slice likewise; a (B,) or (B, n)
+            integer tensor gives padded-frame columns; a (B, S) bool tensor marks tokens.
+
+    Raises:
+        ConfigError: a position lies outside the row, or outside the part that this forward computes.
+    """
+    if at is None:
+        return None
+    mask, device = frame.mask, frame.mask.device
+    if frame.is_decode:
+        if at == -1:
+            return torch.arange(frame.n_rows, device=device), torch.full(
+                (frame.n_rows,), frame.width - 1, device=device
+            )
+        raise ConfigError("While decoding only at=None or at=-1 (the new token) can be meant.")
+    first, lengths = mask.argmax(-1), mask.sum(-1)
+    rows = torch.arange(frame.n_rows, device=device)
+    if isinstance(at, int):
+        inside = (lengths > at) if at >= 0 else (lengths >= -at)
+        if not bool(inside.all()):
+            raise ConfigError(f"Position {at} lies outside the shortest text ({int(lengths.min())} tokens).")
+        cols = first + at + (0 if at >= 0 else lengths)
+    elif isinstance(at, slice):
+        wanted = [list(range(*at.indices(int(n)))) for n in lengths]
+        if len({len(w) for w in wanted}) != 1:
+            raise ConfigError(
+                f"{at} selects different numbers of tokens in different rows.", "Use a bool mask instead."
+            )
+        cols = first[:, None] + torch.tensor(wanted, device=device)
+    else:
+        at = torch.as_tensor(at, device=device)
+        if at.dtype == torch.bool:
+            if at.shape != mask.shape:
+                raise ConfigError(f"The mask has shape {tuple(at.shape)}, the batch {tuple(mask.shape)}.")
+            rows, cols = at.nonzero(as_tuple=True)
+        else:
+            if at.shape[:1] != rows.shape:
+                raise ConfigError(f"{at.shape[0]} positions were given for {len(rows)} rows.")
+            cols = at
+    if cols.dim() == 2:
+        rows = rows[:, None]
+    cols = cols - frame.offset
+    if cols.numel() and (int(cols.min()) < 0 or int(cols.max()) >= frame.width):
+        raise ConfigError(
+            "A position lies outside what this forward computes.",
+            f"Columns {frame.offset} to {frame.offset + frame.width - 1} are inside.",
+        )
+    return rows, cols

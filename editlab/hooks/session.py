@@ -1,0 +1,552 @@
+"""Sessions: read and write a model's sites while it runs, and leave nothing behind.
+
+1. `capture`, `patch` and `ablate` register at most one hook per side of a module; the hook serves all the
+   session's wishes there in the order: captures with when="before", patches as called, captures.
+2. `run` executes the model once on a `Batch` or from a `Cone`, reading logits only where asked, and stops as
+   soon as nothing more is wanted.
+3. Leaving the `with` block takes every hook off, whatever happened inside.
+
+Captures are clones by default: Falcon adds into its MLP output in place, so a kept reference would be silently
+wrong. Hooks go to the front of a module's list because transformers installs permanent capture hooks there.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from editlab.errors import ConfigError, SiteNotReached
+from editlab.hooks.adapter import ModelAdapter
+from editlab.hooks.attention import AttentionTap
+from editlab.hooks.batch import Batch
+from editlab.hooks.cone import Cone, Stop, cropped, entering_at, until
+from editlab.hooks.points import At, Frame, Lens, Point, locate, select
+from editlab.hooks.sites import site as lookup
+
+Key = tuple[str, int | None]
+Value = Tensor | float | Callable[[Tensor], Tensor]
+Phase = Literal["prefill", "decode", "all"]
+
+
+@dataclass(eq=False)
+class Wish:
+    """One registered capture or patch; the handle that `Session.remove` takes."""
+
+    kind: Literal["capture", "patch"]
+    site: str
+    layer: int | None
+    point: Point | None  # None: served by the attention tap
+    lens: Lens | None
+    at: At = None
+    value: Value | None = None
+    heads: Tensor | None = None
+    before: bool = False
+    grad: bool = False
+    copy: bool = True
+    device: torch.device | None = None
+    during: Phase = "prefill"
+    fired: int = 0
+
+
+class Captured(Mapping[Any, Tensor]):
+    """Captured tensors by `[site, layer]`, or `[site]` for a site that exists once."""
+
+    def __init__(self) -> None:
+        self._tensors: dict[Key, Tensor] = {}
+
+    def __getitem__(self, key: Any) -> Tensor:
+        site, layer = key if isinstance(key, tuple) else (key, None)
+        try:
+            return self._tensors[site, layer]
+        except KeyError:
+            have = ", ".join(f"{s}" if n is None else f"{s} {n}" for s, n in self._tensors) or "nothing"
+            raise KeyError(f"'{site}' of layer {layer} was not captured; captured: {have}") from None
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(k if k[1] is not None else k[0] for k in self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+@dataclass
+class Output:
+    """What one `run` gave.
+
+    Attributes:
+        logits: (B, T, V) for read="all", (B, V), (B, n, V) or (N, V) at chosen positions, None for read=None.
+        captured: by [site, layer].
+    """
+
+    logits: Tensor | None
+    captured: Captured = field(default_factory=Captured)
+
+    def __getitem__(self, key: Any) -> Tensor:
+        return self.captured[key]
+
+
+class Session(AbstractContextManager["Session"]):
+    """Hooks on `model` for the time of a `with` block.
+
+    Args:
+        model: any Hugging Face causal language model.
+        adapter: its structure, from `detect`.
+        lock: held while the session is open, so that two threads do not see each other's hooks.
+        stamp: version number of the weights below a layer (None: of all); guards `Cone`s against use after a
+            weight change.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        adapter: ModelAdapter,
+        *,
+        lock: AbstractContextManager[Any] | None = None,
+        stamp: Callable[[int | None], int] = lambda layer: 0,
+    ) -> None:
+        self.model = model
+        self.adapter = adapter
+        self._lock = lock
+        self._stamp = stamp
+        self._stack = ExitStack()
+        self._wishes: list[Wish] = []
+        self._hooks: dict[Point, Any] = {}
+        self._block_inputs: dict[Point, int] = {}  # kept for resid_mid
+        self._frame: Frame | None = None
+        self._captured = Captured()
+        self._stops_when_done = False
+        self._is_ours = False
+        self._thread = 0
+        self._tap: AttentionTap | None = None
+
+    # -- life cycle ---------------------------------------------------------------------------------
+
+    def __enter__(self) -> Session:
+        with ExitStack() as stack:
+            if self._lock is not None:
+                stack.enter_context(self._lock)
+            # A compiled model ignores hooks added after its first call, without a word.
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            self._thread = threading.get_ident()
+            handle = self.model.register_forward_pre_hook(self._begin, with_kwargs=True, prepend=True)
+            stack.callback(handle.remove)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+        self._wishes.clear()
+        self._hooks.clear()
+        self._block_inputs.clear()
+        self._tap = None
+        self._frame = None
+
+    # -- wishes -------------------------------------------------------------------------------------
+
+    def capture(
+        self,
+        site: str,
+        layers: int | Iterable[int] | None = None,
+        *,
+        at: At = None,
+        when: Literal["before", "after"] = "after",
+        grad: bool = False,
+        copy: bool = True,
+        device: torch.device | str | None = None,
+    ) -> list[Wish]:
+        """Keep what passes by a site in the next runs.
+
+        Args:
+            layers: one, several, or None for every layer (or for a site that exists once).
+            at: see `points.select`; None keeps all positions.
+            when: "after" the session's patches there (what the rest of the model sees) or "before" them.
+            grad: keep the tensor in the autograd graph with `.grad` filled by `backward`; needs at=None.
+            copy: clone (safe) or keep a reference.
+
+        Raises:
+            ConfigError, UnknownName, SiteUnavailable: before anything is registered.
+        """
+        if grad and at is not None:
+            raise ConfigError("A capture with grad=True keeps the whole tensor.", "Leave `at` out and index it.")
+        return self._add(
+            Wish(
+                "capture",
+                site,
+                layer,
+                *self._where(site, layer),
+                at=at,
+                before=when == "before",
+                grad=grad,
+                copy=copy,
+                device=torch.device(device) if device is not None else None,
+                during="all",
+            )
+            for layer in self._layers(site, layers)
+        )
+
+    def patch(
+        self,
+        site: str,
+        layer: int | None,
+        value: Value,
+        *,
+        at: At = None,
+        heads: Iterable[int] | None = None,
+        during: Phase = "prefill",
+    ) -> Wish:
+        """Replace what passes by a site.
+
+        Args:
+            value: a tensor or number that broadcasts to the selected part, or a function from the part to its
+                replacement. The part has the site's shape, with (B, T) reduced by `at` and heads by `heads`.
+            during: in `generate`, the prompt ("prefill"), the new tokens ("decode"), or "all".
+        """
+        index = None
+        if heads is not None:
+            if not lookup(site).has_heads:
+                raise ConfigError(f"Site '{site}' has no heads.", "Leave `heads` out.")
+            index = torch.as_tensor(list(heads))
+            limit = self.adapter.n_kv_heads if site in ("k", "v", "k_rot") else self.adapter.n_heads
+            if index.numel() and not (int(index.min()) >= 0 and int(index.max()) < limit):
+                raise ConfigError(f"A head in {index.tolist()} does not exist.", f"Heads go from 0 to {limit - 1}.")
+        where = self._where(site, layer)
+        if where[0] is None and self._attention_tap().is_read_only:
+            self._attention_tap().refuse_patch(site)
+        return self._add([Wish("patch", site, layer, *where, at=at, value=value, heads=index, during=during)])[0]
+
+    def ablate(
+        self,
+        site: str,
+        layer: int,
+        *,
+        with_: Literal["zero", "mean"] | Tensor = "zero",
+        heads: Iterable[int] | None = None,
+        at: At = None,
+        during: Phase = "prefill",
+    ) -> Wish:
+        """Replace a site by zero, by its mean over the batch's real tokens, or by a given tensor."""
+        if isinstance(with_, Tensor):
+            return self.patch(site, layer, with_, heads=heads, at=at, during=during)
+        if with_ == "zero":
+            return self.patch(site, layer, torch.zeros_like, heads=heads, at=at, during=during)
+        if with_ != "mean":
+            raise ConfigError(f"with_='{with_}' is not known.", "Use 'zero', 'mean' or a tensor.")
+
+        def mean(part: Tensor) -> Tensor:
+            if at is not None or self._frame is None or part.shape[:2] != (self._frame.n_rows, self._frame.width):
+                return part.flatten(0, -2 if heads is None else -3).mean(0).expand_as(part)
+            frame = self._frame
+            real = frame.mask[:, frame.offset : frame.offset + frame.width].bool()
+            return part[real].mean(0).expand_as(part)
+
+        return self.patch(site, layer, mean, heads=heads, at=at, during=during)
+
+    def remove(self, wish: Wish | list[Wish]) -> None:
+        """Take back what `capture`, `patch` or `ablate` returned."""
+        for w in wish if isinstance(wish, list) else [wish]:
+            self._wishes.remove(w)
+
+    # -- running ------------------------------------------------------------------------------------
+
+    def run(self, inputs: Batch | Cone, *, read: Tensor | Literal["all"] | None = "all") -> Output:
+        """One forward pass.
+
+        Args:
+            inputs: a batch, or a cone that freezes everything outside it.
+            read: where to take logits: "all", None (stop once every capture is there), columns (B,) or (B, n),
+                or a bool mask (B, T); columns and masks are in the batch's padded frame.
+
+        Raises:
+            SiteNotReached: a capture or patch never came by. StaleState: weights that the cone rests on changed.
+        """
+        for wish in self._wishes:
+            wish.fired = 0
+        self._captured = Captured()
+        batch, start = inputs, 0
+        past = None
+        logits = None
+        unembed = self.model.get_submodule(self.adapter.unembed)
+        with ExitStack() as stack:
+            if isinstance(inputs, Cone):
+                inputs.check(self._stamp)
+                batch, start = inputs.batch, inputs.cut
+                past = inputs.cache() if inputs.past is not None else None
+                stack.enter_context(entering_at(self.model, self.adapter, inputs.layer, inputs.resid))
+            assert isinstance(batch, Batch)
+            if read is None:
+                stack.callback(self.__setattr__, "_stops_when_done", False)
+                self._stops_when_done = True
+                with until(unembed):
+                    self._execute(batch, start, past)
+            elif isinstance(read, Tensor):
+                chosen = select(read, Frame(batch.mask, start, batch.width - start))
+
+                def gather(module: nn.Module, args: Any) -> Any:
+                    return (args[0][chosen].reshape(1, -1, args[0].shape[-1]),)
+
+                stack.callback(unembed.register_forward_pre_hook(gather).remove)
+                logits = self._execute(batch, start, past)[0]
+                if read.dtype != torch.bool and read.dim() == 2:
+                    logits = logits.unflatten(0, (batch.n_rows, -1))
+            else:
+                logits = self._execute(batch, start, past)
+        missed = [w for w in self._wishes if not w.fired]
+        if missed:
+            names = ", ".join(f"{w.kind} of '{w.site}' in layer {w.layer}" for w in missed)
+            raise SiteNotReached(f"The forward pass never reached: {names}.", self._explain_miss(inputs))
+        return Output(logits, self._captured)
+
+    def cone(self, batch: Batch, layer: int, cut: int = 0) -> Cone:
+        """Freeze what a change at `layer` and columns from `cut` on cannot alter; see `cone.Cone`.
+
+        The session's patches are in force while the frozen state is computed.
+
+        Raises:
+            ConfigError: no such layer or column.
+        """
+        block = self.model.get_submodule(self.adapter.layers[self.adapter.check_layer(layer)].block)
+        if not 0 <= cut < batch.width:
+            raise ConfigError(f"Column {cut} lies outside the batch.", f"Columns go from 0 to {batch.width - 1}.")
+        stamps = (self._stamp(layer), self._stamp(None))
+        with torch.no_grad():
+            if cut == 0:
+                with until(block) as kept:
+                    self._execute(batch)
+                return Cone(batch, layer, 0, kept[0].clone(), None, stamps)
+            past = DynamicCache()
+            entry: list[Tensor] = []
+            handle = block.register_forward_pre_hook(
+                lambda m, args, kwargs: entry.append((args[0] if args else kwargs["hidden_states"])[:, cut:].clone()),
+                with_kwargs=True,
+            )
+            try:
+                with until(self.model.get_submodule(self.adapter.unembed)):
+                    self._execute(batch, 0, past)
+            finally:
+                handle.remove()
+        return Cone(batch, layer, cut, entry[0], cropped(past, layer, cut), stamps)
+
+    def _execute(self, batch: Batch, start: int = 0, past: DynamicCache | None = None) -> Tensor:
+        """The model on columns from `start` on; logits."""
+        self._frame = Frame(batch.mask, start, batch.width - start)
+        kwargs: dict[str, Any] = {"attention_mask": batch.mask, "use_cache": past is not None}
+        if past is not None:
+            kwargs["past_key_values"] = past
+        if self.adapter.takes_position_ids:
+            kwargs["position_ids"] = batch.position_ids[:, start:]
+        self._is_ours = True
+        try:
+            return self.model(batch.ids[:, start:], **kwargs).logits
+        finally:
+            self._is_ours = False
+
+    def generate(self, batch: Batch, max_new_tokens: int = 20, **options: Any) -> Tensor:
+        """Greedy continuation with a KV cache, patches in force; (B, n) new token ids.
+
+        Args:
+            options: passed to `model.generate`; sampling is off unless asked for.
+        """
+        self._captured = Captured()
+        options = {"do_sample": False, "pad_token_id": 0, **options}
+        with torch.no_grad():
+            out = self.model.generate(  # type: ignore[operator]
+                input_ids=batch.ids, attention_mask=batch.mask, max_new_tokens=max_new_tokens, **options
+            )
+        return out[:, batch.width :]
+
+    @property
+    def captured(self) -> Captured:
+        """What the latest run captured (in `generate`, the latest step)."""
+        return self._captured
+
+    # -- inside -------------------------------------------------------------------------------------
+
+    def _layers(self, site: str, layers: int | Iterable[int] | None) -> list[int | None]:
+        if not lookup(site).layered:
+            return [None] if layers is None else [int(layers)]  # type: ignore[arg-type]
+        if layers is None:
+            return list(range(self.adapter.n_layers))
+        return [layers] if isinstance(layers, int) else list(layers)
+
+    def _where(self, site: str, layer: int | None) -> tuple[Point | None, Lens | None]:
+        if lookup(site).tap:
+            if layer is None:
+                raise ConfigError(f"Site '{site}' exists in every layer.", "Say which layer.")
+            self.adapter.check_layer(layer)
+            self._attention_tap().check(site)
+            return None, None
+        return locate(self.adapter, site, layer)
+
+    def _attention_tap(self) -> AttentionTap:
+        if self._tap is None:
+            self._tap = self._stack.enter_context(AttentionTap(self.model, self.adapter, self._at_attention))
+        return self._tap
+
+    def _add(self, wishes: Iterable[Wish]) -> list[Wish]:
+        wishes = list(wishes)
+        for wish in wishes:
+            if wish.site == "resid_mid" and wish.layer is not None:
+                block_input = Point(self.adapter.layers[wish.layer].block, "in")
+                self._block_inputs[block_input] = wish.layer
+                self._hook(block_input)
+            if wish.point is not None:
+                self._hook(wish.point)
+        self._wishes += wishes
+        return wishes
+
+    def _hook(self, point: Point) -> None:
+        if point in self._hooks:
+            return
+        module = self.model.get_submodule(point.path)
+
+        def at_input(m: nn.Module, args: Any, kwargs: Any) -> Any:
+            name = None
+            if args and isinstance(args[0], Tensor):
+                raw = args[0]
+            else:
+                name = "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
+                raw = kwargs[name]
+            new = self._serve(point, raw)
+            if new is raw:
+                return None
+            return (args, {**kwargs, name: new}) if name else ((new, *args[1:]), kwargs)
+
+        def at_output(m: nn.Module, args: Any, output: Any) -> Any:
+            if point.path == "":
+                new = self._serve(point, output.logits)
+                if new is not output.logits:
+                    output.logits = new
+                return output
+            raw = output[0] if isinstance(output, tuple) else output
+            new = self._serve(point, raw)
+            if new is raw:
+                return None
+            return (new, *output[1:]) if isinstance(output, tuple) else new
+
+        handle = (
+            module.register_forward_pre_hook(at_input, with_kwargs=True, prepend=True)
+            if point.side == "in"
+            else module.register_forward_hook(at_output, prepend=True)
+        )
+        self._hooks[point] = handle
+        self._stack.callback(handle.remove)
+
+    def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Know the frame of a forward pass that `run` did not start (`generate`, or a direct call)."""
+        if self._is_ours or threading.get_ident() != self._thread:
+            return
+        ids = args[0] if args else kwargs.get("input_ids")
+        if ids is None:
+            ids = kwargs["inputs_embeds"][..., 0]
+        past = kwargs.get("past_key_values")
+        offset = past.get_seq_length() if past is not None else 0
+        mask = kwargs.get("attention_mask")
+        if mask is None or mask.dim() != 2:
+            mask = torch.ones(ids.shape[0], offset + ids.shape[1], dtype=torch.long, device=ids.device)
+        self._frame = Frame(mask, offset, ids.shape[1], is_decode=offset > 0)
+
+    def _serve(self, point: Point, raw: Tensor) -> Tensor:
+        frame = self._frame
+        if frame is None or threading.get_ident() != self._thread:
+            return raw
+        flat = raw.dim() == 2  # OPT's MLP sees (B * T, features)
+        x = raw.unflatten(0, (frame.n_rows, frame.width)) if flat else raw
+        here = [w for w in self._wishes if w.point == point]
+        new = self._grant(here, x, frame)
+        if point in self._block_inputs:
+            frame.resid_pre[self._block_inputs[point]] = new
+        self._stop_if_done()
+        if new is x:
+            return raw
+        return new.flatten(0, 1) if flat else new
+
+    def _grant(self, wishes: list[Wish], x: Tensor, frame: Frame) -> Tensor:
+        """Serve `wishes` on the raw tensor `x` of one point; the tensor that the model goes on with."""
+        for wish in wishes:
+            if wish.kind == "capture" and wish.before:
+                x = self._keep(wish, x, frame)
+        for wish in wishes:
+            if wish.kind == "patch":
+                x = self._apply(wish, x, frame)
+        for wish in wishes:
+            if wish.kind == "capture" and not wish.before:
+                x = self._keep(wish, x, frame)
+        return x
+
+    def _keep(self, wish: Wish, x: Tensor, frame: Frame) -> Tensor:
+        wish.fired += 1
+        value = wish.lens.read(x, frame) if wish.lens else x
+        key = (wish.site, wish.layer)
+        if wish.grad:
+            if value.requires_grad:
+                value.retain_grad()
+            else:
+                # Nothing upstream needs a gradient: start the graph here, and hand on what was kept.
+                value = value.detach().requires_grad_()
+            self._captured._tensors[key] = value
+            return wish.lens.write(x, value, frame) if wish.lens else value
+        chosen = select(wish.at, frame)
+        kept = value.detach() if chosen is None else value.detach()[chosen]
+        if wish.device is not None:
+            kept = kept.to(wish.device)
+        self._captured._tensors[key] = kept.clone() if wish.copy else kept
+        return x
+
+    def _apply(self, wish: Wish, x: Tensor, frame: Frame) -> Tensor:
+        if wish.during != "all" and frame.is_decode != (wish.during == "decode"):
+            return x
+        wish.fired += 1
+        value = wish.lens.read(x, frame) if wish.lens else x
+        chosen = select(wish.at, frame)
+        part = value if chosen is None else value[chosen]
+        new = self._replace(wish, part)
+        if chosen is not None:
+            value = value.clone()
+            value[chosen] = new
+            new = value
+        return wish.lens.write(x, new, frame) if wish.lens else new
+
+    def _replace(self, wish: Wish, part: Tensor) -> Tensor:
+        """The new content of `part`, whose heads stand second to last (or second, under the tap)."""
+        if wish.heads is None:
+            return _evaluate(wish, part)
+        heads = wish.heads.to(part.device)
+        dim = 1 if lookup(wish.site).tap else part.dim() - 2
+        inner = part.index_select(dim, heads)
+        return part.index_copy(dim, heads, _evaluate(wish, inner))
+
+    def _at_attention(self, layer: int, site: str, value: Tensor) -> Tensor:
+        frame = self._frame
+        if frame is None or threading.get_ident() != self._thread:
+            return value
+        here = [w for w in self._wishes if w.point is None and w.site == site and w.layer == layer]
+        if any(w.at is not None for w in here):
+            raise ConfigError(f"Site '{site}' takes no `at`.", "Index the tensor's query and key positions.")
+        return self._grant(here, value, frame) if here else value
+
+    def _stop_if_done(self) -> None:
+        if self._stops_when_done and self._wishes and all(w.fired for w in self._wishes):
+            raise Stop
+
+    def _explain_miss(self, inputs: Batch | Cone) -> str:
+        if isinstance(inputs, Cone):
+            return f"The cone starts at layer {inputs.layer}; layers below it do not run."
+        return "The model's forward took a path without that module."
+
+
+def _evaluate(wish: Wish, part: Tensor) -> Tensor:
+    value = wish.value
+    new = value(part) if callable(value) else torch.as_tensor(value)
+    try:
+        return new.to(device=part.device, dtype=part.dtype).expand_as(part)
+    except RuntimeError:
+        raise ConfigError(
+            f"The patch for '{wish.site}' has shape {tuple(new.shape)}, the place has {tuple(part.shape)}."
+        ) from None

@@ -1,0 +1,427 @@
+"""`LM`: a model to read, run and edit; the one object that the app, the command line and notebooks share.
+
+An LM works on a view: a copy of the module tree that shares every tensor with the base model, which is never
+written. The first edit of a parameter gives the view its own copy of it; undoing the last edit of it puts the shared
+one back, so an LM without edits is the base, bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from editlab.errors import ConfigError, EditlabError, ModelError, RequestError
+from editlab.facts import Fact, read_fact
+from editlab.hooks.adapter import ModelAdapter
+from editlab.hooks.batch import Batch, Span, pad_rows, tokenize
+from editlab.hooks.cone import Cone
+from editlab.hooks.detect import detect
+from editlab.hooks.session import Captured, Output, Session
+from editlab.progress import OnStep, silent
+from editlab.state.ledger import Entry, Ledger
+from editlab.state.packs import apply_pack, read_pack, save_pack
+from editlab.state.weights import WeightView
+
+
+class LM:
+    """A causal language model with a tokenizer, hooks and a ledger of edits.
+
+    Args:
+        model: any Hugging Face causal language model of a supported structure. It becomes the base: shared, and
+            never changed.
+        tokenizer: its fast tokenizer.
+        name: what to call it in files and messages.
+        adapter: the model's structure, when detection refuses it.
+
+    Attributes:
+        model: the view; a normal Hugging Face model.
+        ledger: the edits, in order.
+
+    Raises:
+        AdapterError: the structure was not recognised. ModelError: the tokenizer gives no character offsets.
+    """
+
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, *, name: str = "", adapter: ModelAdapter | None = None
+    ) -> None:
+        self._start(
+            WeightView(model), lambda: tokenizer, name or getattr(model, "name_or_path", "") or "model", adapter
+        )
+        self.adapter  # noqa: B018  an unsupported model is refused here, not at its first use
+        self.tokenizer  # noqa: B018
+
+    def _start(self, view: WeightView, tokenizer: Callable[[], Any], name: str, adapter: ModelAdapter | None) -> None:
+        self._view = view
+        self.model: Any = view.model
+        self.name = name
+        self._read_tokenizer = tokenizer
+        if adapter is not None:
+            self.__dict__["adapter"] = adapter
+        self.ledger = Ledger(view)
+        self._lock = threading.RLock()
+        self._changed_at: dict[str, int] = {}
+        view.on_change.append(self._note_change)
+
+    @cached_property
+    def adapter(self) -> ModelAdapter:
+        """The model's structure, found and proved at its first use."""
+        with self._lock:
+            return detect(self.model)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The fast tokenizer."""
+        tokenizer = self._read_tokenizer()
+        if not getattr(tokenizer, "is_fast", False):
+            raise ModelError(
+                f"The tokenizer of {self.name} gives no character offsets, which editing needs.",
+                "Use a fast tokenizer (one with a tokenizer.json).",
+            )
+        return tokenizer
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path | None = None,
+        *,
+        dtype: str = "float32",
+        device: str = "cpu",
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        on_step: OnStep = silent,
+    ) -> LM:
+        """Load a model by registered name, local folder or hub id; None is the default model.
+
+        Raises:
+            ModelError: it is missing, incomplete or not supported.
+        """
+        from editlab.models.load import load
+
+        found = load(
+            name_or_path,
+            dtype=dtype,
+            device=device,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            on_step=on_step,
+        )
+        lm = object.__new__(cls)
+        lm._start(WeightView(found.model), lambda: found.tokenizer, found.name, None)
+        return lm
+
+    def __repr__(self) -> str:
+        a = self.adapter
+        n = len(self.ledger.active)
+        state = "base" if n == 0 else f"{n} edit{'s' if n > 1 else ''} active"
+        return f"LM({self.name}: {a.family}, {a.n_layers} layers, d_model {a.d_model}, {state})"
+
+    def _repr_html_(self) -> str:
+        import html
+
+        return f"<p><b>{html.escape(repr(self))}</b></p>{self.ledger._repr_html_()}"
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    # -- text ---------------------------------------------------------------------------------------
+
+    @cached_property
+    def adds_bos(self) -> bool:
+        """The tokenizer itself puts a beginning-of-sequence token in front."""
+        ids = self.tokenizer("a")["input_ids"]
+        return self.tokenizer.bos_token_id is not None and ids[:1] == [self.tokenizer.bos_token_id]
+
+    @cached_property
+    def sink(self) -> int:
+        """The token to put in front so that no word of the text stands at position 0.
+
+        Models park a huge vector on the first token. BOS where the tokenizer adds one, else "<|endoftext|>", else
+        whatever begins or ends a sequence.
+        """
+        tok = self.tokenizer
+        if self.adds_bos:
+            return int(tok.bos_token_id)
+        vocabulary = tok.get_vocab()
+        for candidate in ("<|endoftext|>", tok.bos_token, tok.eos_token, tok.unk_token, tok.pad_token):
+            if candidate is not None and candidate in vocabulary:
+                return int(vocabulary[candidate])
+        return 0
+
+    def tokens(self, text: str, *, sink: bool = False, special: bool = True) -> tuple[list[int], tuple[Span, ...]]:
+        """Ids and character spans of one text.
+
+        Args:
+            sink: put the sink token in front. special: put BOS in front if the tokenizer is one that does.
+        """
+        return tokenize(self.tokenizer, text, self.sink if sink or (special and self.adds_bos) else None)
+
+    def encode(
+        self, texts: str | Sequence[str], *, pad: Literal["left", "right"] = "left", sink: bool = False
+    ) -> Batch:
+        """A padded batch of texts, with positions and character spans.
+
+        Raises:
+            RequestError: a text is empty.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if not texts or not all(texts):
+            raise RequestError("There is an empty text in the batch.", "Give every row some text.")
+        pairs = [self.tokens(text, sink=sink) for text in texts]
+        return pad_rows([ids for ids, _ in pairs], pivots=pad, spans=tuple(s for _, s in pairs), device=self.device)
+
+    # -- reading ------------------------------------------------------------------------------------
+
+    def session(self) -> Session:
+        """Hooks for the time of a `with` block; one session at a time per LM, others wait."""
+        return Session(self.model, self.adapter, lock=self._lock, stamp=self._stamp)
+
+    def capture(self, batch: Batch, sites: Iterable[str | tuple[str, int]]) -> Captured:
+        """Tensors at `sites` by [site, layer]; a bare name means every layer. Runs no further than needed."""
+        with self.session() as s, torch.no_grad():
+            for item in sites:
+                s.capture(*([item] if isinstance(item, str) else item))
+            return s.run(batch, read=None).captured
+
+    def forward(self, batch: Batch, read: Tensor | Literal["all"] = "all") -> Tensor:
+        """Logits everywhere, or where `read` says (see `Session.run`)."""
+        with self.session() as s, torch.no_grad():
+            logits = s.run(batch, read=read).logits
+        assert logits is not None
+        return logits
+
+    def prefix(self, batch: Batch, layer: int, cut: int = 0) -> Cone:
+        """Freeze what a change at `layer` and columns from `cut` on cannot alter, to run it many times."""
+        with self.session() as s:
+            return s.cone(batch, layer, cut)
+
+    def run_from(self, cone: Cone, read: Tensor | Literal["all"] = "all") -> Output:
+        """Run from a frozen state.
+
+        Raises:
+            StaleState: weights that it rests on have changed.
+        """
+        with self.session() as s, torch.no_grad():
+            return s.run(cone, read=read)
+
+    def generate_ids(self, batch: Batch, max_new_tokens: int, **options: Any) -> list[list[int]]:
+        """New token ids per row, greedy unless `options` say otherwise, cut at the end-of-sequence token."""
+        with self.session() as s:
+            new = s.generate(batch, max_new_tokens, **options)
+        ends = self.model.generation_config.eos_token_id
+        stops = set(ends if isinstance(ends, list) else [ends])
+        rows = []
+        for row in new.tolist():
+            cut = next((i for i, token in enumerate(row) if token in stops), len(row))
+            rows.append(row[:cut])
+        return rows
+
+    def generate(
+        self, texts: str | Sequence[str], max_new_tokens: int = 20, *, sink: bool = False, **options: Any
+    ) -> list[str]:
+        """Continuations of the texts, greedy unless `options` say otherwise."""
+        batch = self.encode(texts, sink=sink)
+        return [
+            self.tokenizer.decode(r, skip_special_tokens=True)
+            for r in self.generate_ids(batch, max_new_tokens, **options)
+        ]
+
+    # -- editing ------------------------------------------------------------------------------------
+
+    def edit(self, requests: Any, method: str = "rome", *, on_step: OnStep = silent, **config: Any) -> Entry:
+        """Write facts into the model; returns the ledger entry.
+
+        Args:
+            requests: facts, or rows with prompt, subject and target_new.
+            method: the name of a registered method; `config` are its settings.
+
+        Raises:
+            RequestError: a request cannot be carried out as written. ConfigError: a setting is invalid.
+            EditFailed: the method ran and gave no edit; the model is as before.
+        """
+        from editlab import registry
+        from editlab.config import build
+
+        engine = registry.get(method)
+        rows = [requests] if isinstance(requests, dict | Fact) else list(requests)
+        facts = [read_fact(row, f"Request {i}") for i, row in enumerate(rows)]
+        settings = build(engine.Config, config, f"method '{method}'")
+        with self._lock:
+            parent = self._view.current_hash
+            edit = engine.compute(self, facts, settings, on_step)
+            if self._view.current_hash != parent:
+                raise EditlabError(f"Method '{method}' changed the weights itself.", "It must return deltas.")
+            return self.ledger.apply(edit)
+
+    def undo(self, id: str | None = None, *, replay: bool = False, on_step: OnStep = silent) -> Entry:
+        """Take an edit back (the latest active one by default).
+
+        Args:
+            replay: solve the edits that came after it again, in order, on the state without it.
+
+        Raises:
+            UnknownName: there is no such edit, or it is not active.
+        """
+        active = self.ledger.active
+        if id is None:
+            if not active:
+                raise ConfigError("There is no edit to undo.")
+            id = active[-1].id
+        with self._lock:
+            entry = self.ledger[id]
+            if not replay:
+                return self.ledger.remove(id)
+            later = [e for e in active if e.id in self._after(id)]
+            removed = self.ledger.remove(id)
+            for e in later:
+                self.ledger.remove(e.id)
+            from editlab import registry
+            from editlab.config import build
+
+            try:
+                fresh = []
+                for e in later:
+                    engine = registry.get(e.edit.method)
+                    facts = [read_fact(row) for row in e.edit.requests]
+                    settings = build(engine.Config, e.edit.config, f"edit {e.id}")
+                    edit = engine.compute(self, facts, settings, on_step)
+                    fresh.append((e, edit))
+                    self.ledger.replace(e.id, edit)
+            except BaseException:
+                # All or nothing: the old solutions come back, the undone edit included.
+                for e in later:
+                    self.ledger.replace(e.id, e.edit)
+                self.ledger.redo(entry.id)
+                raise
+            return removed
+
+    def _after(self, id: str) -> set[str]:
+        ids = [e.id for e in self.ledger]
+        return set(ids[ids.index(id) + 1 :])
+
+    def redo(self, id: str) -> Entry:
+        """Put an undone edit back, at its place in the ledger."""
+        with self._lock:
+            return self.ledger.redo(id)
+
+    def fork(self) -> LM:
+        """Another LM on the same base with the same edits; what happens to one does not touch the other."""
+        with self._lock:
+            twin = object.__new__(LM)
+            twin._start(self._view.fork(), lambda: self.tokenizer, self.name, self.adapter)
+            twin.ledger = self.ledger.fork(twin._view)
+            return twin
+
+    def pristine(self) -> LM:
+        """This LM if it has no active edit, else another one on the same base without any."""
+        if not self.ledger.active:
+            return self
+        with self._lock:
+            twin = object.__new__(LM)
+            view = self._view.fork()
+            view.write_all(dict.fromkeys(view.edited))
+            twin._start(view, lambda: self.tokenizer, self.name, self.adapter)
+            return twin
+
+    # -- files --------------------------------------------------------------------------------------
+
+    def save_edits(self, folder: str | Path) -> Path:
+        """Write the ledger as an edit pack (safetensors and JSON), bound to the base's hash."""
+        return save_pack(Path(folder), self.ledger, self.name)
+
+    def load_edits(self, folder: str | Path) -> list[Entry]:
+        """Add the edits of a pack to the ledger.
+
+        Raises:
+            PackError: the pack is damaged or was made for other weights; nothing is changed.
+        """
+        with self._lock:
+            return apply_pack(read_pack(Path(folder)), self.ledger)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write a plain Hugging Face folder with the edits folded in."""
+        folder = Path(folder)
+        if folder.exists() and any(folder.iterdir()):
+            raise ConfigError(f"'{folder}' is not empty.", "Choose a new folder.")
+        with self._lock:
+            self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        return folder
+
+    # -- other libraries ----------------------------------------------------------------------------
+
+    def to_nnsight(self) -> Any:
+        """This model as an nnsight model: same weights, later edits included."""
+        from editlab.interop import to_nnsight
+
+        return to_nnsight(self)
+
+    def to_bridge(self) -> Any:
+        """This model as a TransformerLens bridge: same weights, later edits included."""
+        from editlab.interop import to_bridge
+
+        return to_bridge(self)
+
+    def share_with(self, root: nn.Module) -> None:
+        """Let later edits reach another module tree that was made from this LM's weights."""
+        self._view.attach(root)
+
+    def take_back(self, wrapped: Any) -> LM:
+        """This LM, after checking that a wrapper made by `to_nnsight` or `to_bridge` still runs on its weights.
+
+        Raises:
+            ModelError: some weights are not shared (the wrapper is another model's, or replaced them).
+        """
+        from editlab.interop import check_shared
+
+        check_shared(self, wrapped)
+        return self
+
+    # -- identity -----------------------------------------------------------------------------------
+
+    @property
+    def base_hash(self) -> str:
+        """SHA-256 over the base's weights."""
+        return self._view.base_hash
+
+    @property
+    def state_hash(self) -> str:
+        """SHA-256 over the weights as they are; equals `base_hash` exactly when nothing is edited."""
+        return self._view.current_hash
+
+    @cached_property
+    def tokenizer_hash(self) -> str:
+        """SHA-256 of the tokenizer's definition and of the token it puts in front."""
+        backend = self.tokenizer.backend_tokenizer.to_str()
+        return hashlib.sha256(f"{backend}|{self.adds_bos}|{self.sink}".encode()).hexdigest()
+
+    def base_hash_up_to(self, layer: int) -> str:
+        """Hash of the base's weights that the states of `layer` depend on: everything but what comes after."""
+        names = [n for n in self._view.names() if self._layer_of(n) <= layer]
+        return hashlib.sha256("".join(f"{n}{self._view.base_sha256(n)}" for n in names).encode()).hexdigest()
+
+    def _layer_of(self, name: str) -> int:
+        """The block that a parameter belongs to: -1 before the blocks, n_layers after them."""
+        for i, paths in enumerate(self.adapter.layers):
+            if name.startswith(paths.block + "."):
+                return i
+        after = (self.adapter.final_norm + ".", self.adapter.unembed + ".")
+        return self.adapter.n_layers if name.startswith(after) and not self._is_embedding(name) else -1
+
+    def _is_embedding(self, name: str) -> bool:
+        return self.adapter.is_tied and name.startswith(self.adapter.unembed + ".")
+
+    def _note_change(self, names: Any) -> None:
+        for name in names:
+            self._changed_at[name] = self._view.version
+
+    def _stamp(self, below: int | None) -> int:
+        """Version of the weights below a layer, or of all."""
+        return max((v for n, v in self._changed_at.items() if below is None or self._layer_of(n) < below), default=0)

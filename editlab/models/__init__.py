@@ -1,0 +1,1 @@
+"""Where models come from: the registry of named checkpoints, fetching them, and loading any folder."""

@@ -1,0 +1,355 @@
+"""Load a model and its tokenizer from a folder, a registered name, or the Hugging Face hub.
+
+1. an existing local folder is used as it is;
+2. a registered name (see `registry`) is fetched into the cache at first use;
+3. anything else is taken as a hub id: from the local hub cache when it is whole there, else downloaded.
+
+All three end in a folder, which is checked before transformers sees it, because transformers fills missing
+tensors with random numbers and reports a damaged file from deep inside. From then on nothing touches the
+network. Only safetensors are read: a pickle can run code when it is opened.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from editlab.errors import ConfigError, ModelError, did_you_mean
+from editlab.models import registry
+from editlab.models.pull import pull_entry, read_record
+from editlab.models.quiet import quiet_transformers
+from editlab.progress import OnStep, StepInfo, silent
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+DTYPES = ("float32", "float16", "bfloat16", "float64", "auto")
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+)
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
+_HUB_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors"]
+_HUB_SKIPPED = ["onnx/*", "original/*", "*.onnx"]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready for use: in eval mode, with no parameter asking for a gradient.
+
+    Attributes:
+        name: how the user called it.
+        path: the folder it was read from.
+        revision: the commit for a hub model, the SHA-256 of the weights for a fetched checkpoint, else None.
+        trusts_code: Python files in the folder may run.
+    """
+
+    model: PreTrainedModel
+    name: str
+    path: Path
+    revision: str | None
+    trusts_code: bool = False
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer, read at its first use: parsing it takes longer than mapping the weights.
+
+        Raises:
+            ModelError: it is damaged or gives no character offsets.
+        """
+        with quiet_transformers():
+            return _tokenizer(self.path, self.trusts_code)
+
+
+def load(
+    name_or_path: str | Path | None = None,
+    *,
+    dtype: str | torch.dtype = "float32",
+    device: str = "cpu",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    on_step: OnStep = silent,
+) -> LoadedModel:
+    """Load a causal language model; with no name, the default checkpoint.
+
+    Args:
+        dtype: one of `DTYPES`; "auto" keeps the precision that the folder was saved in.
+        device: a torch device, or "auto" for the first GPU if there is one.
+        revision: branch, tag or commit of a hub model. A hub model in the local cache is used without
+            asking the hub whether it has changed.
+        trust_remote_code: let the folder's own Python files run.
+
+    Raises:
+        ConfigError: the dtype or the device does not exist.
+        ModelError: no such model, or it is incomplete, damaged, or of a kind that editlab cannot use.
+    """
+    torch_dtype = _dtype(dtype)
+    torch_device = _device(device)
+    folder, found_revision = find_folder(
+        name_or_path, revision=revision, trust_remote_code=trust_remote_code, on_step=on_step
+    )
+    check_folder(folder, trust_remote_code=trust_remote_code)
+    name = registry.default().name if name_or_path is None else str(name_or_path)
+    on_step(StepInfo(f"loading {name}", 0, 1))
+    with quiet_transformers():
+        model = _model(folder, torch_dtype, trust_remote_code)
+    model = model.to(torch_device).eval().requires_grad_(False)
+    on_step(StepInfo(f"loading {name}", 1, 1))
+    return LoadedModel(model, name, folder, found_revision, trust_remote_code)
+
+
+def find_folder(
+    name_or_path: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    on_step: OnStep = silent,
+) -> tuple[Path, str | None]:
+    """The local folder of a model, fetched if need be, and its revision (see `LoadedModel`)."""
+    if name_or_path is not None:
+        folder = Path(name_or_path).expanduser()
+        if folder.is_dir():
+            return folder.absolute(), _recorded(folder)
+        if folder.exists():
+            raise ModelError(
+                f"'{name_or_path}' is a file, not a model folder.",
+                "Name the folder that holds config.json and *.safetensors.",
+            )
+        if isinstance(name_or_path, Path) or _looks_like_path(name_or_path):
+            raise ModelError(
+                f"There is no folder '{name_or_path}'.",
+                f"Name a model folder or a registered checkpoint. {registry.hint(folder.name)}",
+            )
+    entry = registry.default() if name_or_path is None else registry.find(str(name_or_path))
+    if entry is not None and revision is None:
+        folder = pull_entry(entry, on_step)
+        return folder, _recorded(folder)
+    # A revision can only mean the hub's own weights, also for a model that has a registered copy.
+    hub_id = entry.hub if entry is not None and entry.hub else str(name_or_path)
+    return _hub_folder(hub_id, revision, trust_remote_code, on_step)
+
+
+def check_folder(folder: Path, *, trust_remote_code: bool = False) -> None:
+    """Refuse a model folder that is incomplete or damaged, naming the file.
+
+    Reads only headers and sizes, so it costs milliseconds for any size of model.
+    """
+    config = folder / "config.json"
+    if not config.is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise ModelError(
+                f"{folder} is a LoRA adapter, not a model.",
+                "Merge it into its base model and name that folder.",
+            )
+        raise ModelError(f"{folder} has no config.json, so it is not a model folder.")
+    if "model_type" not in _json(config) and not trust_remote_code:
+        raise ModelError(f"{config} names no model_type, so the architecture is unknown.")
+    if (folder / _INDEX).is_file():
+        shards = sorted(set(_json(folder / _INDEX).get("weight_map", {}).values()))
+        if not shards:
+            raise ModelError(f"{folder / _INDEX} lists no weights.")
+    elif (folder / _SINGLE).is_file():
+        shards = [_SINGLE]
+    else:
+        raise _no_weights(folder)
+    for shard in shards:
+        _check_safetensors(folder / shard)
+    if not trust_remote_code and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise ModelError(
+            f"{folder} has no tokenizer (no tokenizer.json).",
+            "Save it there with tokenizer.save_pretrained(folder).",
+        )
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith((".", "/", "~", "\\")) or "\\" in name or name.endswith("/") or name.count("/") > 1
+
+
+def _recorded(folder: Path) -> str | None:
+    record = read_record(folder)
+    return None if record is None else record.get("weights", {}).get("sha256")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} is not a JSON object.")
+    return content
+
+
+def _no_weights(folder: Path) -> ModelError:
+    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
+    if pickles:
+        return ModelError(
+            f"{folder} has its weights only as {pickles[0]}, a pickle, and editlab reads safetensors only: "
+            "opening a pickle can run code.",
+            "If you trust the file, load it with transformers and save it again with save_pretrained.",
+        )
+    return ModelError(f"{folder} has no weights: neither {_SINGLE} nor {_INDEX} is there.")
+
+
+def _check_safetensors(path: Path) -> None:
+    if not path.is_file():
+        raise ModelError(f"The model folder is incomplete: {path} is missing.", "Copy or download it again.")
+    size = path.stat().st_size
+    damaged = ModelError(f"{path} is cut short or damaged ({size} bytes).", "Copy or download it again.")
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        if len(prefix) < 8:
+            raise damaged
+        (length,) = struct.unpack("<Q", prefix)
+        if length > size - 8:
+            raise damaged
+        try:
+            header = json.loads(file.read(length))
+            end = max((item["data_offsets"][1] for key, item in header.items() if key != "__metadata__"), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise damaged from None
+    if size != 8 + length + end:
+        raise damaged
+
+
+def _tokenizer(folder: Path, trust_remote_code: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise ModelError(f"The tokenizer in {folder} could not be loaded: {_first_line(error)}") from error
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"The tokenizer in {folder} cannot say which characters a token covers, and editlab needs that "
+            "to find a subject in a prompt.",
+            "Use a model with a tokenizer.json.",
+        )
+    return tokenizer
+
+
+def _model(folder: Path, dtype: Any, trust_remote_code: bool) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+    except (ValueError, OSError, RuntimeError, KeyError, ImportError) as error:
+        if is_out_of_memory(error):
+            raise
+        fix = ""
+        if "trust_remote_code" in str(error):
+            fix = "If you trust the Python files in it, load it with trust_remote_code=True."
+        raise ModelError(f"transformers could not load {folder}: {_first_line(error)}", fix) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"The weights in {folder} lack {len(missing)} tensors of the architecture in config.json, "
+            f"the first being {missing[0]}.",
+            "The folder is incomplete, or it is not a causal language model.",
+        )
+    return model
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is memory running out, in any of the forms that Python and torch give it."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def _hub_folder(hub_id: str, revision: str | None, trust_remote_code: bool, on_step: OnStep) -> tuple[Path, str | None]:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    tried = f"'{hub_id}' is neither a folder nor a registered checkpoint"
+    if not _HUB_ID.match(hub_id):
+        raise ModelError(f"{tried}, and cannot be a hub id.", registry.hint(hub_id))
+    patterns = [*_HUB_FILES, "*.py"] if trust_remote_code else _HUB_FILES
+    wanted = {"revision": revision, "allow_patterns": patterns, "ignore_patterns": _HUB_SKIPPED}
+    try:
+        folder = Path(snapshot_download(hub_id, local_files_only=True, **wanted))
+        check_folder(folder, trust_remote_code=trust_remote_code)
+        return folder, folder.name
+    except (OSError, ValueError, ModelError):
+        pass  # not in the hub cache, or only in part
+    on_step(StepInfo(f"downloading {hub_id} from the hub", 0))
+    try:
+        with quiet_transformers():
+            folder = Path(snapshot_download(hub_id, **wanted))
+        return folder, folder.name
+    except GatedRepoError as error:
+        raise ModelError(
+            f"The hub model '{hub_id}' is gated and you are not logged in with access to it.",
+            "Accept its terms on the hub and run 'hf auth login'.",
+        ) from error
+    except RevisionNotFoundError as error:
+        raise ModelError(f"The hub model '{hub_id}' has no revision '{revision}'.") from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(f"{tried}, and the hub has no model of that name.", registry.hint(hub_id)) from error
+    except (LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"{tried}, and the hub could not be reached.",
+            f"Name a local folder or a registered checkpoint, or connect. {registry.hint(hub_id)}",
+        ) from error
+    except Exception as error:  # the HTTP client's own classes differ between versions of the hub library
+        raise ModelError(
+            f"{tried}, and the hub did not provide it: {_first_line(error)}", registry.hint(hub_id)
+        ) from error
+
+
+def _dtype(dtype: str | torch.dtype) -> Any:
+    import torch
+
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise ConfigError(f"No dtype '{dtype}'.", did_you_mean(dtype, list(DTYPES)))
+    return "auto" if dtype == "auto" else getattr(torch, dtype)
+
+
+def _device(device: str) -> Any:
+    import torch
+
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"No device '{device}'.", "Use cpu, cuda, cuda:N or auto.") from error
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"Device '{device}' was asked for and torch sees {torch.cuda.device_count()} GPUs.",
+            "Use --device cpu, or a torch build for this GPU.",
+        )
+    return chosen
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,161 @@
+"""What an edit did: every prompt's answer and probabilities before and after, side by side."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from editlab.metrics import PromptScore, says
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+    from editlab.facts import Fact
+    from editlab.state.ledger import Entry
+
+SHOWN = 48  # characters of an answer in a table
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """One prompt before and after.
+
+    Attributes:
+        p_new, p_true: (before, after) geometric-mean token probability of the targets.
+        answer: (before, after) greedy continuations.
+        is_suggested: the prompt came from editlab, not from the user.
+    """
+
+    fact: str
+    kind: str
+    prompt: str
+    answer: tuple[str, str]
+    p_new: tuple[float, float]
+    p_true: tuple[float, float] | None
+    is_suggested: bool = False
+
+    @property
+    def changed(self) -> bool:
+        """The model's own answer is another one (its first line)."""
+        return _first_line(self.answer[0]) != _first_line(self.answer[1])
+
+
+@dataclass(frozen=True)
+class EditReport:
+    """An edit and its effects.
+
+    Attributes:
+        entry: the ledger entry. seconds: of the edit itself, statistics from the cache or not included.
+        rows: before and after of every prompt.
+    """
+
+    entry: Entry
+    fact: Fact
+    rows: tuple[ReportRow, ...]
+    seconds: float
+
+    @property
+    def fires(self) -> bool:
+        """The edited model says the new target at the rewrite prompt."""
+        return says(self.rows[0].answer[1], self.fact.target_new)
+
+    @property
+    def headline(self) -> str:
+        """One sentence with the numbers that matter."""
+        rewrite = self.rows[0]
+        kept = [r for r in self.rows if r.kind == "neighbour"]
+        changed = sum(r.changed for r in kept)
+        verdict = "now says" if self.fires else "does NOT yet say"
+        return (
+            f"{self.fact.text!r}: the model {verdict} {self.fact.target_new!r} "
+            f"(P {rewrite.p_new[0]:.2%} -> {rewrite.p_new[1]:.2%}); "
+            f"{changed} of {len(kept)} neighbours answer differently; {self.seconds:.1f} s."
+        )
+
+    def to_records(self) -> list[dict[str, Any]]:
+        """One flat dict per prompt."""
+        return [
+            {
+                "fact": r.fact,
+                "kind": r.kind,
+                "prompt": r.prompt,
+                "answer_before": r.answer[0],
+                "answer_after": r.answer[1],
+                "p_new_before": r.p_new[0],
+                "p_new_after": r.p_new[1],
+                "p_true_before": r.p_true[0] if r.p_true else None,
+                "p_true_after": r.p_true[1] if r.p_true else None,
+                "changed": r.changed,
+                "suggested": r.is_suggested,
+            }
+            for r in self.rows
+        ]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """`to_records` as a DataFrame."""
+        import pandas as pd
+
+        return pd.DataFrame(self.to_records())
+
+    def table(self) -> Table:
+        """A rich table for the terminal."""
+        from rich.table import Table
+
+        table = Table(title=None, show_lines=False)
+        for header in ("", "prompt", "before", "after"):
+            table.add_column(header, overflow="fold")
+        for header in ("P(new)", "P(true)", ""):
+            table.add_column(header, justify="right", no_wrap=True)
+        for r in self.rows:
+            kind = f"{r.kind}{' (suggested)' if r.is_suggested else ''}"
+            table.add_row(
+                kind,
+                r.prompt,
+                _first_line(r.answer[0]),
+                _first_line(r.answer[1]),
+                _pair(r.p_new),
+                _pair(r.p_true),
+                "changed" if r.changed else "same",
+            )
+        return table
+
+    def _repr_html_(self) -> str:
+        cells = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(str(c))}</td>" for c in row) + "</tr>"
+            for row in (
+                (r.kind, r.prompt, _first_line(r.answer[0]), _first_line(r.answer[1]), _pair(r.p_new), _pair(r.p_true))
+                for r in self.rows
+            )
+        )
+        head = "".join(f"<th>{h}</th>" for h in ("", "prompt", "before", "after", "P(new)", "P(true)"))
+        return f"<p>{html.escape(self.headline)}</p><table><tr>{head}</tr>{cells}</table>"
+
+
+def compare(
+    fact: Fact, before: Sequence[PromptScore], after: Sequence[PromptScore], suggested: Sequence[str] = ()
+) -> tuple[ReportRow, ...]:
+    """Rows from the scores of the same prompts under two states; `suggested` names kinds that editlab filled in."""
+    return tuple(
+        ReportRow(
+            fact=fact.id or fact.subject,
+            kind=b.kind,
+            prompt=b.prompt,
+            answer=(b.answer, a.answer),
+            p_new=(b.p_new, a.p_new),
+            p_true=(b.p_true, a.p_true) if b.p_true is not None and a.p_true is not None else None,
+            is_suggested=b.kind in suggested,
+        )
+        for b, a in zip(before, after, strict=True)
+    )
+
+
+def _first_line(answer: str) -> str:
+    line = answer.strip().split("\n")[0].strip()
+    return line if len(line) <= SHOWN else line[: SHOWN - 3] + "..."
+
+
+def _pair(p: tuple[float, float] | None) -> str:
+    return "" if p is None else f"{p[0]:.1%} -> {p[1]:.1%}"
