@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 
 from editlab.errors import ConfigError, did_you_mean
 
@@ -15,7 +17,16 @@ from editlab.errors import ConfigError, did_you_mean
 class MethodConfig(BaseModel):
     """Base of every method's settings: frozen, unknown keys refused. Fields carry their help text and range."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean_by_accident(cls, value: Any, info: ValidationInfo) -> Any:
+        # YAML reads yes, no, on and off as booleans, and a boolean passes for the number 0 or 1.
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and kind is not Any and bool not in (kind, *get_args(kind)):
+            raise ValueError("is a yes or no here; put quotes around a text")
+        return value
 
 
 C = TypeVar("C", bound=BaseModel)
@@ -37,8 +48,42 @@ def build(model: type[C], values: Mapping[str, Any], where: str) -> C:
             if e["type"] == "extra_forbidden":
                 lines.append(f"there is no setting '{field}'. {did_you_mean(field, known)}")
             else:
-                lines.append(f"'{field}' = {e['input']!r}: {e['msg'].removeprefix('Value error, ')}")
+                given = repr(e["input"])
+                given = given if len(given) <= 80 else given[:77] + "..."
+                lines.append(f"'{field}' = {given}: {e['msg'].removeprefix('Value error, ')}")
         raise ConfigError(f"Settings of {where}: {'; '.join(lines)}") from None
+
+
+def settings_of(model: type[BaseModel]) -> list[dict[str, Any]]:
+    """One row per setting: name, default, range and description, of plain values."""
+    rows = []
+    for name, field in model.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        rows.append(
+            {
+                "name": name,
+                "default": None if field.is_required() else default,
+                "range": _range(field),
+                "description": field.description or "",
+            }
+        )
+    return rows
+
+
+def _range(field: FieldInfo) -> str:
+    """What a value may be: "0 to 500", "above 0", "a, b or c", or the name of its type."""
+    kinds = [k for k in (get_args(field.annotation) or (field.annotation,)) if k is not type(None)]
+    if get_origin(field.annotation) is Literal:
+        return " or ".join(", ".join(map(str, kinds)).rsplit(", ", 1))
+    bounds = {n: getattr(m, n) for m in field.metadata for n in ("ge", "gt", "le", "lt") if hasattr(m, n)}
+    if "ge" in bounds and "le" in bounds:
+        return f"{bounds['ge']} to {bounds['le']}"
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    if bounds:
+        return ", ".join(f"{words[n]} {value}" for n, value in bounds.items())
+    names = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+    is_plain = get_origin(field.annotation) in (None, UnionType)
+    return names.get(kinds[0], "") if is_plain and len(kinds) == 1 else str(field.annotation)
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -51,7 +96,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"There is no file '{path}'.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: 2020-13-45 is no date
         raise ConfigError(f"'{path}' is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(value, dict):
         raise ConfigError(f"'{path}' must hold settings as 'name: value' lines.")
@@ -67,7 +112,7 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
             raise ConfigError(f"'{pair}' is not a setting.", "Write name=value.")
         try:
             out[name.strip().replace("-", "_")] = _scalar(value)
-        except yaml.YAMLError:
+        except (ValueError, RecursionError, yaml.YAMLError):
             raise ConfigError(f"The value of '{pair}' cannot be read.") from None
     return out
 

@@ -8,12 +8,34 @@ CounterFact's as published, EasyEdit's CounterFact or zsRE in MEND's layout; eve
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, StrictStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    StrictStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from editlab.errors import ConfigError, RequestError
+
+
+def _unicode(value: str) -> str:
+    # JSON can spell half of a surrogate pair, which no tokenizer takes and no file can hold.
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError("is not valid Unicode text") from None
+    return value
+
+
+Text = Annotated[StrictStr, AfterValidator(_unicode)]
 
 
 class Fact(BaseModel):
@@ -29,13 +51,13 @@ class Fact(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    id: StrictStr = ""
-    prompt: StrictStr
-    subject: StrictStr
-    target_new: StrictStr
-    target_true: StrictStr | None = None
-    paraphrases: tuple[StrictStr, ...] = ()
-    neighbours: tuple[StrictStr, ...] = ()
+    id: Text = ""
+    prompt: Text
+    subject: Text
+    target_new: Text
+    target_true: Text | None = None
+    paraphrases: tuple[Text, ...] = ()
+    neighbours: tuple[Text, ...] = ()
 
     @field_validator("subject", "target_new")
     @classmethod
@@ -49,6 +71,13 @@ class Fact(BaseModel):
     def _stripped(cls, value: str | None) -> str | None:
         return (value.strip() or None) if value is not None else None
 
+    @field_validator("paraphrases", "neighbours")
+    @classmethod
+    def _none_empty(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(prompt.strip() for prompt in value):
+            raise ValueError("holds an empty prompt")
+        return value
+
     @model_validator(mode="before")
     @classmethod
     def _place_subject(cls, row: Any) -> Any:
@@ -60,7 +89,9 @@ class Fact(BaseModel):
             found = prompt.count(subject.strip())
             if found != 1:
                 where = "does not occur in" if found == 0 else f"occurs {found} times in"
-                raise ValueError(f"subject '{subject}' {where} the prompt '{prompt}': write {{}} where it goes")
+                raise ValueError(
+                    f"subject '{_short(subject)}' {where} the prompt '{_short(prompt)}': write {{}} where it goes"
+                )
             row = {**row, "prompt": prompt.replace(subject.strip(), "{}")}
         return row
 
@@ -68,7 +99,7 @@ class Fact(BaseModel):
     @classmethod
     def _one_placeholder(cls, value: str) -> str:
         if value.count("{}") != 1:
-            raise ValueError(f"needs exactly one {{}} for the subject, has {value.count('{}')}: '{value}'")
+            raise ValueError(f"needs exactly one {{}} for the subject, has {value.count('{}')}: '{_short(value)}'")
         # The answer brings its own leading space.
         return value.rstrip(" ")
 
@@ -84,6 +115,10 @@ class Fact(BaseModel):
         return before + self.subject + after
 
 
+def _short(text: str) -> str:
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
 def read_fact(row: Any, where: str = "The request") -> Fact:
     """A fact from a row in any known layout.
 
@@ -94,17 +129,22 @@ def read_fact(row: Any, where: str = "The request") -> Fact:
         return row
     if not isinstance(row, dict):
         raise RequestError(f"{where} is {type(row).__name__}, not an object with prompt, subject and target_new.")
-    for key, convert in _LAYOUTS.items():
+    named: dict[str, str] = {}
+    for key, (convert, theirs) in _LAYOUTS.items():
         if key in row:
-            row = convert(row)
+            try:
+                row, named = convert(row), theirs
+            except RequestError as error:
+                raise RequestError(f"{where}: {error.what}.") from None
             break
     try:
         return Fact.model_validate(row)
     except ValidationError as error:
         problems = []
         for e in error.errors():
-            field = ".".join(str(part) for part in e["loc"])
-            message = e["msg"].removeprefix("Value error, ")
+            # The field is named as the file has it, whatever it is called here.
+            field = _short(".".join(str(named.get(str(part), part)) for part in e["loc"]))
+            message = "Field required" if e["input"] is None else e["msg"].removeprefix("Value error, ")
             problems.append(f"{field}: {message}" if field else message)
         raise RequestError(f"{where}: {'; '.join(problems)}.") from None
 
@@ -113,7 +153,7 @@ def _from_counterfact(row: dict[str, Any]) -> dict[str, Any]:
     """CounterFact as published (kmeng01/rome): requested_rewrite, paraphrase_prompts, neighborhood_prompts."""
     rewrite = row["requested_rewrite"]
     if not isinstance(rewrite, dict):
-        return {"requested_rewrite": rewrite}
+        raise RequestError(f"requested_rewrite: is {type(rewrite).__name__}, not an object")
 
     def text(name: str) -> Any:
         target = rewrite.get(name)
@@ -160,8 +200,34 @@ def _some(value: Any) -> list[Any]:
     return [] if value in (None, "") else value if isinstance(value, list) else [value]
 
 
-# The key that tells a published layout from editlab's own.
-_LAYOUTS = {"requested_rewrite": _from_counterfact, "ground_truth": _from_easyedit, "src": _from_zsre}
+# The key that tells a published layout from editlab's own, its reader, and what our fields are called there.
+_LAYOUTS: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], dict[str, str]]] = {
+    "requested_rewrite": (
+        _from_counterfact,
+        {
+            "prompt": "requested_rewrite.prompt",
+            "subject": "requested_rewrite.subject",
+            "target_new": "requested_rewrite.target_new.str",
+            "target_true": "requested_rewrite.target_true.str",
+            "paraphrases": "paraphrase_prompts",
+            "neighbours": "neighborhood_prompts",
+        },
+    ),
+    "ground_truth": (
+        _from_easyedit,
+        {"target_true": "ground_truth", "paraphrases": "rephrase_prompt", "neighbours": "locality_prompt"},
+    ),
+    "src": (
+        _from_zsre,
+        {
+            "prompt": "src",
+            "target_new": "alt",
+            "target_true": "answers",
+            "paraphrases": "rephrase",
+            "neighbours": "loc",
+        },
+    ),
+}
 
 
 def load_facts(path: str | Path) -> list[Fact]:
@@ -183,16 +249,18 @@ def load_facts(path: str | Path) -> list[Fact]:
     if text.lstrip().startswith("["):
         try:
             rows = [(f"{path.name} record {i}", row) for i, row in enumerate(json.loads(text), 1)]
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"'{path}' is not valid JSON: {error}.") from None
     else:
-        for number, line in enumerate(text.splitlines(), 1):
+        # Not splitlines: JSON strings may hold U+2028 and its like unescaped.
+        for number, line in enumerate(text.split("\n"), 1):
             if not line.strip():
                 continue
             try:
                 rows.append((f"{path.name} line {number}", json.loads(line)))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 problems.append(f"{path.name} line {number}: not valid JSON ({error}).")
+    n_rows = len(rows) + len(problems)
     facts: list[Fact] = []
     for where, row in rows:
         try:
@@ -203,7 +271,7 @@ def load_facts(path: str | Path) -> list[Fact]:
     if problems:
         shown = "\n".join(problems[:20])
         more = f"\n... and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise RequestError(f"{len(problems)} of {len(rows)} rows are malformed:\n{shown}{more}")
+        raise RequestError(f"{len(problems)} of {n_rows} rows are malformed:\n{shown}{more}")
     if not facts:
         raise RequestError(f"'{path}' holds no fact.")
     return facts

@@ -1,12 +1,14 @@
 """The same live model in nnsight and TransformerLens, weights shared.
 
 Both get a structural clone of the view: their own module tree over the view's tensors, so that neither wraps or
-rewrites the object that editlab edits and saves (TransformerLens rebuilds what it is given). The view knows the
-wrappers, and an edit or undo afterwards shows in them at once.
+rewrites the object that editlab edits and saves (TransformerLens rebuilds what it is given), and a copy of the
+tokenizer, whose padding nnsight changes. The view knows the wrappers, and an edit or undo afterwards shows in them
+at once.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 from editlab.errors import ModelError
@@ -27,7 +29,7 @@ def to_nnsight(lm: LM) -> Any:
     except ImportError:
         raise ModelError("nnsight is not installed.", "Run: pip install 'editlab[interop]'") from None
     clone = structural_clone(lm.model)
-    wrapped = TransformersModel(clone, tokenizer=lm.tokenizer, task="text-generation")
+    wrapped = TransformersModel(clone, tokenizer=copy.deepcopy(lm.tokenizer), task="text-generation")
     lm.share_with(clone)
     return wrapped
 
@@ -45,9 +47,9 @@ def to_bridge(lm: LM) -> Any:
     except ImportError:
         raise ModelError("transformer-lens is not installed.", "Run: pip install 'editlab[interop]'") from None
     clone = structural_clone(lm.model)
-    config = clone.config
+    config, tokenizer = clone.config, copy.deepcopy(lm.tokenizer)
     try:
-        bridge = build_bridge_from_module(clone, type(clone).__name__, hf_config=config, tokenizer=lm.tokenizer)
+        bridge = build_bridge_from_module(clone, type(clone).__name__, hf_config=config, tokenizer=tokenizer)
     except (ValueError, KeyError, AttributeError, NotImplementedError) as error:
         raise ModelError(f"TransformerLens cannot take a {lm.adapter.family}: {error}.", "Use to_nnsight().") from None
     lm.share_with(bridge)

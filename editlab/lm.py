@@ -8,6 +8,7 @@ one back, so an LM without edits is the base, bit for bit.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
@@ -28,6 +29,9 @@ from editlab.progress import OnStep, silent
 from editlab.state.ledger import Entry, Ledger
 from editlab.state.packs import apply_pack, read_pack, save_pack
 from editlab.state.weights import WeightView
+
+# Counts weight changes over all LMs, so that a cone of one fork does not pass for another's.
+_CHANGES = itertools.count(1)
 
 
 class LM:
@@ -419,9 +423,8 @@ class LM:
         return self.adapter.is_tied and name.startswith(self.adapter.unembed + ".")
 
     def _note_change(self, names: Any) -> None:
-        for name in names:
-            self._changed_at[name] = self._view.version
+        self._changed_at |= dict.fromkeys(names, next(_CHANGES))
 
     def _stamp(self, below: int | None) -> int:
-        """Version of the weights below a layer, or of all."""
+        """Number of the last change of weights below a layer, or of any."""
         return max((v for n, v in self._changed_at.items() if below is None or self._layer_of(n) < below), default=0)

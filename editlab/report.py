@@ -103,6 +103,7 @@ class EditReport:
     def table(self) -> Table:
         """A rich table for the terminal."""
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(title=None, show_lines=False)
         for header in ("", "prompt", "before", "after"):
@@ -111,22 +112,24 @@ class EditReport:
             table.add_column(header, justify="right", no_wrap=True)
         for r in self.rows:
             kind = f"{r.kind}{' (suggested)' if r.is_suggested else ''}"
-            table.add_row(
+            cells = (
                 kind,
                 r.prompt,
-                _first_line(r.answer[0]),
-                _first_line(r.answer[1]),
+                _shown(r.answer[0]),
+                _shown(r.answer[1]),
                 _pair(r.p_new),
                 _pair(r.p_true),
                 "changed" if r.changed else "same",
             )
+            # As plain text: "[/b]" in an answer is no markup.
+            table.add_row(*(Text(cell) for cell in cells))
         return table
 
     def _repr_html_(self) -> str:
         cells = "".join(
             "<tr>" + "".join(f"<td>{html.escape(str(c))}</td>" for c in row) + "</tr>"
             for row in (
-                (r.kind, r.prompt, _first_line(r.answer[0]), _first_line(r.answer[1]), _pair(r.p_new), _pair(r.p_true))
+                (r.kind, r.prompt, _shown(r.answer[0]), _shown(r.answer[1]), _pair(r.p_new), _pair(r.p_true))
                 for r in self.rows
             )
         )
@@ -153,7 +156,11 @@ def compare(
 
 
 def _first_line(answer: str) -> str:
-    line = answer.strip().split("\n")[0].strip()
+    return answer.strip().split("\n")[0].strip()
+
+
+def _shown(answer: str) -> str:
+    line = _first_line(answer)
     return line if len(line) <= SHOWN else line[: SHOWN - 3] + "..."
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from editlab.data.suggest import with_suggestions
-from editlab.errors import ConfigError, EditlabError
+from editlab.errors import ConfigError, EditFailed, RequestError
 from editlab.metrics import score_facts
 from editlab.progress import OnStep, StepInfo, silent
 from editlab.report import EditReport, compare
@@ -68,6 +68,9 @@ def edit_many(
     Args:
         mode: "single" undoes each edit before the next, and scores it right after it was made; "sequential" keeps all
             and scores every fact after the last edit. Suggested prompts are not added.
+
+    Raises:
+        ConfigError: a setting is wrong, which would fail every fact alike. A fact that cannot be edited fails alone.
     """
     if mode not in ("single", "sequential"):
         raise ConfigError(f"Mode '{mode}' is not known.", "Use single or sequential.")
@@ -79,13 +82,7 @@ def edit_many(
         started = time.perf_counter()
         try:
             entry = lm.edit(fact, method, **(config or {}))
-        except ConfigError as error:
-            # A wrong setting fails every row alike; a wrong row only itself.
-            if "Settings of" in error.what:
-                raise
-            failed.append(FailedRow(fact.id or fact.subject, str(error)))
-            continue
-        except EditlabError as error:
+        except (RequestError, EditFailed) as error:
             failed.append(FailedRow(fact.id or fact.subject, str(error)))
             continue
         seconds = time.perf_counter() - started

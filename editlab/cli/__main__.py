@@ -11,6 +11,7 @@ them, and none may import torch at the top: `--help` imports them all.
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import pkgutil
 import sys
@@ -65,6 +66,10 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> None:
     """Entry point of the `editlab` script and of `python -m editlab.cli`."""
+    for stream in (sys.stdout, sys.stderr):
+        # A character that the terminal cannot show must not end the command.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))
 
 

@@ -8,6 +8,7 @@ not catch errors: `__main__` turns whatever is raised into a sentence and an exi
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import threading
@@ -89,7 +90,7 @@ class Output:
             whole = {"schema_version": SCHEMA_VERSION, **data}
             if self._warnings:
                 whole["warnings"] = self._warnings
-            print(json.dumps(whole, ensure_ascii=False, default=_plain), flush=True)
+            _print_json(whole)
         elif text:
             self._print(sys.stdout, text)
 
@@ -157,7 +158,7 @@ def show_problem(problem: Problem, *, as_json: bool) -> None:
     """Print an error: one JSON object on stdout, or "error: what" and the advice on stderr."""
     if as_json:
         error = {"what": problem.what, "fix": problem.fix, "code": problem.code}
-        print(json.dumps({"schema_version": SCHEMA_VERSION, "error": error}, ensure_ascii=False), flush=True)
+        _print_json({"schema_version": SCHEMA_VERSION, "error": error})
     else:
         print(
             f"error: {problem.what}",
@@ -262,6 +263,24 @@ def _amount(step: StepInfo) -> str:
         done, total = size_text(step.done), size_text(step.total or 0)
         return done if step.total is None else f"{done} of {total}"
     return f"{step.done} {step.unit}" if step.total is None else f"{step.done} of {step.total} {step.unit}"
+
+
+def _print_json(value: Mapping[str, Any]) -> None:
+    text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, default=_plain)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(_finite(value), allow_nan=False, default=_plain)
+    print(text, flush=True)
+
+
+def _finite(value: Any) -> Any:
+    # JSON has no NaN and no infinity.
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _plain(value: object) -> object:

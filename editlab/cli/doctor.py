@@ -8,7 +8,6 @@ import typer
 
 from editlab.cli import options
 from editlab.cli.console import Output, table
-from editlab.errors import EditlabError
 
 
 def register(app: typer.Typer) -> None:
@@ -66,6 +65,10 @@ def register(app: typer.Typer) -> None:
             rows_shown = [
                 ["ok" if c["ok"] else "FAILED", c["check"], c["finding"], f"{c['seconds']} s"] for c in checks
             ]
+            failed = [str(c["check"]) for c in checks if not c["ok"]]
+            if failed:
+                out.warn(f"failed: {', '.join(failed)}.")
             out.result({"model": lm.name, "checks": checks}, table(["", "check", "finding", "time"], rows_shown))
-            if not all(c["ok"] for c in checks):
-                raise EditlabError("A check failed.", "See the list above.")
+            if failed:
+                # Said in the result already, which is the one object of --json.
+                raise typer.Exit(1)

@@ -73,6 +73,8 @@ def register(app: typer.Typer) -> None:
             from editlab.lm import LM
 
             lm = LM.from_pretrained(model, dtype=dtype, device=device, on_step=out.on_step)
+            if settings.get("layer") is not None:
+                lm.adapter.check_layer(int(settings["layer"]))
             _edit(out, lm, facts, method, settings, mode if file else None, run)
 
 
@@ -88,8 +90,8 @@ def _facts(
     from editlab.facts import load_facts, read_fact
 
     if file is not None:
-        if prompt or subject or target:
-            raise ConfigError("--file and --prompt/--subject/--target exclude each other.", "Give one of them.")
+        if prompt or subject or target or true or paraphrases or neighbours:
+            raise ConfigError("--file and the options of a single fact exclude each other.", "Give one of them.")
         return load_facts(file)
     missing = [n for n, v in (("--prompt", prompt), ("--subject", subject), ("--target", target)) if v is None]
     if missing:
@@ -141,7 +143,8 @@ def _edit(
         ],
         "prompts": [record for r in reports for record in r.to_records()],
     }
-    out.result(data, f"{text}\nRun: {folder}   (undo: editlab undo {folder})")
+    undo = f"   (undo: editlab undo {folder})" if lm.ledger.active else ""
+    out.result(data, f"{text}\nRun: {folder}{undo}")
     if failed:
         raise typer.Exit(5)
 

@@ -47,6 +47,7 @@ def _export(pack: Path, to: str, folder: Path, model: str | None, dtype: str, ou
     if to not in ("hf", "delta", "lora"):
         raise ConfigError(f"--to {to} is not known.", "Use hf, delta or lora.")
     from editlab.lm import LM
+    from editlab.models.quiet import quiet_transformers
     from editlab.runs import check_free
     from editlab.state.lora import save_lora
     from editlab.state.packs import read_pack
@@ -57,7 +58,8 @@ def _export(pack: Path, to: str, folder: Path, model: str | None, dtype: str, ou
         lm = LM.from_pretrained(model or opened.base_name, dtype=dtype, on_step=out.on_step)
         lm.load_edits(pack)
         if to == "hf":
-            lm.save_pretrained(folder)
+            with quiet_transformers():
+                lm.save_pretrained(folder)
         elif to == "delta":
             lm.save_edits(folder)
         else:

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from editlab.cli import options
 from editlab.cli.console import Output, size_text, table
-from editlab.errors import UnknownName, did_you_mean
+from editlab.errors import ConfigError, UnknownName, did_you_mean
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Rows for JSON, and the columns of them that people see."""
+    """Rows for JSON, and the columns that people see, of `shown` where that is given."""
 
     rows: list[dict[str, Any]]
     columns: list[str]
     empty: str = "There is nothing yet."
+    shown: list[dict[str, Any]] | None = None
 
     def text(self) -> str:
         """The rows as a table, or the sentence for no rows."""
         if not self.rows:
             return self.empty
-        return table(self.columns, [[row[column] for column in self.columns] for row in self.rows])
+        return table(self.columns, [[row[column] for column in self.columns] for row in self.shown or self.rows])
 
 
 def models() -> Listing:
@@ -52,19 +57,78 @@ def models() -> Listing:
     return Listing(rows, ["name", "default", "cached", "size", "licence", "hub"])
 
 
-KINDS: dict[str, Callable[[], Listing]] = {"models": models}
+def methods() -> Listing:
+    """The editing methods with their settings; one that cannot be used says why."""
+    from editlab import registry
+    from editlab.config import settings_of
+
+    rows: list[dict[str, Any]] = []
+    for name in registry.names():
+        try:
+            module = registry.get(name)
+        except ConfigError as error:
+            rows.append({"name": name, "settings": None, "summary": error.what})
+            continue
+        summary = re.split(r"(?<=\.)\s", inspect.getdoc(module) or "", maxsplit=1)[0]
+        rows.append({"name": name, "settings": settings_of(module.Config), "summary": " ".join(summary.split())})
+    shown = [{**row, "settings": "?" if row["settings"] is None else len(row["settings"])} for row in rows]
+    return Listing(rows, ["name", "settings", "summary"], shown=shown)
+
+
+def settings(method: str) -> Listing:
+    """The settings of one method."""
+    from editlab import registry
+    from editlab.config import settings_of
+
+    rows = settings_of(registry.get(method).Config)
+    shown = [{**row, "default": "none" if row["default"] is None else row["default"]} for row in rows]
+    return Listing(rows, ["name", "default", "range", "description"], "It has no settings.", shown=shown)
+
+
+def runs() -> Listing:
+    """The run folders under ./runs that hold a manifest, oldest first."""
+    rows = []
+    for path in sorted(Path("runs").glob("*/manifest.json")):
+        row: dict[str, Any] = {"name": path.parent.name, "path": str(path.parent)}
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            edits = manifest["edits"]
+            row |= {
+                "kind": manifest["kind"],
+                "written": manifest["written"],
+                "model": manifest["base"]["name"],
+                "edits": len(edits),
+                "fired": sum(edit["fires"] for edit in edits),
+            }
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            row |= {"kind": "unreadable", "written": None, "model": None, "edits": None, "fired": None}
+        rows.append(row)
+    shown = [{k: "" if v is None else v for k, v in row.items()} for row in rows]
+    return Listing(
+        rows, ["name", "kind", "written", "model", "edits", "fired"], "There is no run in ./runs yet.", shown=shown
+    )
+
+
+KINDS: dict[str, Callable[[], Listing]] = {"methods": methods, "models": models, "runs": runs}
 
 
 def register(app: typer.Typer) -> None:
     @app.command()
     def ls(
         kind: Annotated[str, typer.Argument(help=f"One of: {', '.join(KINDS)}.")],
+        name: Annotated[str | None, typer.Argument(help="With methods: the one whose settings are listed.")] = None,
         as_json: options.Json = False,
         quiet: options.Quiet = False,
     ) -> None:
-        """List what there is."""
+        """List what there is; `ls methods NAME` lists the settings of a method."""
         with Output(as_json=as_json, quiet=quiet) as out:
             if kind not in KINDS:
                 raise UnknownName(f"Nothing of the kind '{kind}' can be listed.", did_you_mean(kind, list(KINDS)))
-            listing = KINDS[kind]()
-            out.result({kind: listing.rows}, listing.text())
+            if name is not None and kind != "methods":
+                raise ConfigError(f"'ls {kind}' takes no name.", "Only methods can be listed one by one.")
+            if name is not None:
+                listing = settings(name)
+                out.result({"method": name, "settings": listing.rows}, listing.text())
+            else:
+                listing = KINDS[kind]()
+                out.result({kind: listing.rows}, listing.text())

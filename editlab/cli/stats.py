@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
             str, typer.Option("--text", help="'factbook', a text file, or .jsonl/.csv/.parquet with a 'text' column.")
         ] = "factbook",
         tokens: Annotated[
-            int | None, typer.Option("--tokens", min=1, help="How many; default ten per key dimension.")
+            int | None, typer.Option("--tokens", min=1, help="How many; default twenty per key dimension.")
         ] = None,
         max_length: Annotated[int, typer.Option("--max-length", min=2, help="Tokens taken of each passage.")] = 128,
         seed: options.Seed = 0,

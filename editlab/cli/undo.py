@@ -18,6 +18,8 @@ def register(app: typer.Typer) -> None:
         id: Annotated[str | None, typer.Argument(help="Edit to take back; the latest active one if left out.")] = None,
         replay: Annotated[bool, typer.Option("--replay", help="Solve later edits again without it.")] = False,
         model: options.Model = None,
+        dtype: options.Dtype = "float32",
+        device: options.Device = "cpu",
         as_json: options.Json = False,
         quiet: options.Quiet = False,
     ) -> None:
@@ -27,13 +29,14 @@ def register(app: typer.Typer) -> None:
 
         with Output(as_json=as_json, quiet=quiet) as out:
             opened = read_pack(pack)
-            lm = LM.from_pretrained(model or opened.base_name, on_step=out.on_step)
+            lm = LM.from_pretrained(model or opened.base_name, dtype=dtype, device=device, on_step=out.on_step)
             lm.load_edits(pack)
             removed = lm.undo(id, replay=replay, on_step=out.on_step)
             lm.save_edits(pack)
             is_base = lm.state_hash == lm.base_hash
             left = len(lm.ledger.active)
-            state = "the weights are bit-identical to the base's" if is_base else f"{left} edits are still active"
+            still = "1 edit is still active" if left == 1 else f"{left} edits are still active"
+            state = "the weights are bit-identical to the base's" if is_base else still
             data = {
                 "pack": str(pack),
                 "removed": removed.id,

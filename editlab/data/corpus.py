@@ -69,7 +69,7 @@ def load_corpus(source: str | Path = FACTBOOK) -> Corpus:
 
 
 def _from_text(path: Path) -> list[str]:
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8-sig")
     paragraphs = [p for p in text.split("\n\n") if p.strip()]
     return paragraphs if len(paragraphs) > 1 else text.splitlines()
 

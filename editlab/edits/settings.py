@@ -28,15 +28,17 @@ class LocateEditSettings(MethodConfig):
     """How keys are averaged, values optimised, and ordinary text preserved."""
 
     layer: int | None = Field(None, ge=0, description="layer whose down projection is edited; default by model")
-    steps: int = Field(25, ge=1, le=500, description="losses evaluated when optimising the value (paper: 20)")
-    lr: float = Field(0.5, gt=0, description="Adam's learning rate for the value (paper: 0.5)")
-    clamp: float = Field(0.75, gt=0, description="longest shift, in norms of the reference state")
+    steps: int = Field(20, ge=1, le=500, description="losses evaluated when optimising the value (paper: 20)")
+    lr: float = Field(
+        1.0, gt=0, description="Adam's learning rate for the value (paper: 0.5; 1.0 needs half the steps)"
+    )
+    clamp: float = Field(0.9, gt=0, description="longest shift, in norms of the reference state (MEMIT's code: 0.75)")
     decay: float = Field(0.5, ge=0, description="weight of the shift's norm in the loss (paper's code: 0.5)")
     kl_factor: float = Field(0.0625, ge=0, description="weight of the KL term (paper's code: 0.0625)")
-    stop_loss: float = Field(0.05, ge=0, description="a value is done when its loss falls below this (paper: 0.05)")
+    stop_loss: float = Field(0.08, ge=0, description="a value is done when its loss falls below this (paper: 0.05)")
     contexts: dict[int, int] = Field(
         default={10: 5}, description="random texts put in front of the prompt: {length in tokens: how many}"
     )
     seed: int = Field(0, ge=0, description="seed of the contexts")
     stats_text: str = Field("factbook", description="ordinary text: 'factbook' or a file")
-    stats_tokens: int | None = Field(None, ge=1, description="tokens of it; default ten per key dimension")
+    stats_tokens: int | None = Field(None, ge=1, description="tokens of it; default twenty per key dimension")

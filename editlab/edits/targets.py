@@ -24,7 +24,8 @@ from editlab.edits.keys import contexts, states_at
 from editlab.edits.rows import Row, essence_row, rewrite_row
 from editlab.edits.settings import LocateEditSettings
 from editlab.edits.solver import Metric
-from editlab.edits.values import Target, Value, optimise
+from editlab.edits.values import Target, Value, optimise, site_of_shift
+from editlab.errors import EditFailed
 from editlab.facts import Fact
 from editlab.progress import OnStep, silent
 
@@ -44,7 +45,8 @@ class Form:
         rows: rewrite rows, the canonical one first.
         key: (d_mlp,) averaged key; value: (d_model,) averaged output of the down projection; both float64.
         canonical_keys: (n, d_mlp) of the canonical rows alone; canonical_value: (d_model,) of the first.
-        reference: (d_model,) residual stream after the block in the first row.
+        reference: (d_model,) state that the shift is added to in the first row: the residual stream after the block,
+            or the down projection's output where a norm follows it.
     """
 
     fact: Fact
@@ -69,6 +71,7 @@ def forms(lm: LM, fact: Fact, layer: int, settings: LocateEditSettings, metric: 
     texts = contexts(lm, per_length=settings.contexts, seed=settings.seed)
     rows = [*canonical.values(), *(rewrite_row(lm, fact, context=text, sink=True) for text in texts)]
     states = states_at(lm, layer, rows)
+    reference = states.hidden if site_of_shift(lm, layer)[0] == "resid_pre" else states.value
 
     def form(name: str, members: list[int], n_canonical: int) -> Form:
         n_contexts = len(members) - n_canonical
@@ -85,7 +88,7 @@ def forms(lm: LM, fact: Fact, layer: int, settings: LocateEditSettings, metric: 
             value=w @ states.value[members].double(),
             canonical_keys=states.key[members[: max(1, n_canonical)]].double(),
             canonical_value=states.value[members[0]].double(),
-            reference=states.hidden[members[0]].float(),
+            reference=reference[members[0]].float(),
         )
 
     together = [i for i, row in enumerate(canonical.values()) if row.index > 0]
@@ -113,7 +116,21 @@ def shifts(
     references: Sequence[Tensor] | None = None,
     on_step: OnStep = silent,
 ) -> list[Value]:
-    """The optimised shift of each form; `references` defaults to the forms' own."""
+    """The optimised shift of each form; `references` defaults to the forms' own.
+
+    Raises:
+        EditFailed: a target is answered already, or was not made more likely.
+    """
     refs = references if references is not None else [form.reference for form in of]
     targets = [form.target(ref) for form, ref in zip(of, refs, strict=True)]
-    return optimise(lm, layer, targets, settings, on_step)
+    values = optimise(lm, layer, targets, settings, on_step)
+    for form, value in zip(of, values, strict=True):
+        new = form.fact.target_new
+        if value.losses[0] < settings.stop_loss:
+            raise EditFailed(f"The model already answers '{new}' to '{form.fact.text}'.", "There is nothing to edit.")
+        if not value.nlls[-1] < value.nlls[0] - 1e-3:
+            raise EditFailed(
+                f"Optimising the value at layer {layer} did not make '{new}' more likely.",
+                "Choose an earlier layer, more steps, or another learning rate.",
+            )
+    return values

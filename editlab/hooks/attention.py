@@ -31,7 +31,7 @@ from editlab.hooks.adapter import ModelAdapter
 Offer = Callable[[int, str, Tensor], Tensor]
 
 _NAME = "editlab_tap"
-_OPEN: ContextVar[AttentionTap | None] = ContextVar("editlab_open_tap", default=None)
+_OPEN: ContextVar[tuple[AttentionTap, ...]] = ContextVar("editlab_open_taps", default=())  # innermost first
 
 
 class AttentionTap(AbstractContextManager["AttentionTap"]):
@@ -40,6 +40,7 @@ class AttentionTap(AbstractContextManager["AttentionTap"]):
     def __init__(self, model: Any, adapter: ModelAdapter, offer: Offer) -> None:
         self.model, self.adapter, self.offer = model, adapter, offer
         self._stack = ExitStack()
+        self._before = ""  # the attention implementation to go back to
         attn = [model.get_submodule(paths.attn) for paths in adapter.layers]
         self.layer_of = {module: i for i, module in enumerate(attn)}
         self._eager = getattr(sys.modules[type(attn[0]).__module__], "eager_attention_forward", None)
@@ -77,14 +78,20 @@ class AttentionTap(AbstractContextManager["AttentionTap"]):
             for module, layer in self.layer_of.items():
                 self._stack.callback(module.register_forward_hook(self._reading(layer)).remove)
         else:
-            self._stack.callback(self.model.set_attn_implementation, before)
-            token = _OPEN.set(self)
-            self._stack.callback(_OPEN.reset, token)
+            outer = next((tap for tap in _OPEN.get() if tap.model is self.model), None)
+            self._before = outer._before if outer else before
+            self._stack.callback(self._close)
+            _OPEN.set((self, *_OPEN.get()))
             self.model.set_attn_implementation(_NAME)
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
+
+    def _close(self) -> None:
+        _OPEN.set(tuple(tap for tap in _OPEN.get() if tap is not self))
+        if not any(tap.model is self.model for tap in _OPEN.get()):
+            self.model.set_attn_implementation(self._before)
 
     def _reading(self, layer: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
@@ -107,16 +114,23 @@ class AttentionTap(AbstractContextManager["AttentionTap"]):
         """The model's own eager attention with the session's wishes served; (B, T, H, e) and (B, H, T, S)."""
         layer = self.layer_of[module]
         assert self._eager is not None
-        q = self.offer(layer, "q_rot", q)
-        k = self.offer(layer, "k_rot", k)
+        taps = [tap for tap in _OPEN.get() if tap.model is self.model]
+
+        def offer(site: str, value: Tensor) -> Tensor:
+            for tap in taps:  # nested sessions, as with hooks on modules: the inner one first
+                value = tap.offer(layer, site, value)
+            return value
+
+        q = offer("q_rot", q)
+        k = offer("k_rot", k)
         out, pattern = self._eager(module, q, k, v, mask, **kwargs)
         groups = q.shape[1] // k.shape[1]
         # The eager functions drop the scores; log-probabilities are the same scores up to a constant per query,
         # so scores are rebuilt from q and k and handed on only when a hook changed them.
         scores = _scores(module, q, k.repeat_interleave(groups, 1), mask, kwargs)
-        offered = self.offer(layer, "scores", scores)
+        offered = offer("scores", scores)
         new = torch.softmax(offered, -1, dtype=torch.float32).to(q.dtype) if offered is not scores else pattern
-        new = self.offer(layer, "pattern", new)
+        new = offer("pattern", new)
         if new is not pattern:
             out = (new @ v.repeat_interleave(groups, 1)).transpose(1, 2).contiguous()
         return out, new
@@ -134,8 +148,8 @@ def _scores(module: nn.Module, q: Tensor, k: Tensor, mask: Tensor | None, kwargs
 def _tapped(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor]:
-    tap = _OPEN.get()
-    if tap is None or module not in tap.layer_of:
+    tap = next((tap for tap in _OPEN.get() if module in tap.layer_of), None)
+    if tap is None:
         eager = sys.modules[type(module).__module__].eager_attention_forward
         return eager(module, query, key, value, attention_mask, **kwargs)
     return tap.attend(module, query, key, value, attention_mask, **kwargs)

@@ -15,6 +15,7 @@ norm, head), so the result is the full forward's. Rows are padded so that p is o
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -103,10 +104,13 @@ class Stop(Exception):
 
 @contextmanager
 def until(module: nn.Module) -> Iterator[list[Tensor]]:
-    """While open, a forward pass ends at the input of `module`, which is put into the yielded list."""
+    """While open, this thread's forward pass ends at the input of `module`, which is put into the yielded list."""
     kept: list[Tensor] = []
+    thread = threading.get_ident()
 
     def stop(m: nn.Module, args: Any, kwargs: Any) -> None:
+        if threading.get_ident() != thread:
+            return
         kept.append(args[0] if args else kwargs["hidden_states"])
         raise Stop
 
@@ -121,17 +125,26 @@ def until(module: nn.Module) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def entering_at(model: nn.Module, adapter: ModelAdapter, layer: int, resid: Tensor) -> Iterator[None]:
-    """While open, the model's forward starts at `layer` with `resid` as the residual stream.
+    """While open, the model's forward in this thread starts at `layer` with `resid` as the residual stream.
 
     Blocks below become stubs by an instance-level `forward`, so that the model's own code around the blocks
     still runs; `layer` itself gets `resid` as its input.
     """
     blocks = [model.get_submodule(paths.block) for paths in adapter.layers]
 
-    def stub(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return (hidden_states,) if adapter.tuple_out else hidden_states
+    thread = threading.get_ident()
+
+    def stub(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def stubbed(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != thread:
+                return forward(hidden_states, *args, **kwargs)
+            return (hidden_states,) if adapter.tuple_out else hidden_states
+
+        return stubbed
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != thread:
+            return None
         if args:
             return (resid, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": resid}
@@ -139,7 +152,7 @@ def entering_at(model: nn.Module, adapter: ModelAdapter, layer: int, resid: Tens
     with ExitStack() as stack:
         for block in blocks[:layer]:
             stack.callback(_restorer(block))
-            block.__dict__["forward"] = stub
+            block.__dict__["forward"] = stub(block.forward)
         # In front of a session's hooks on the same block, so that those see and may patch `resid`.
         handle = blocks[layer].register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
         stack.callback(handle.remove)

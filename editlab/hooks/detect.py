@@ -2,8 +2,8 @@
 
 1. The block stack is the ModuleList with `num_hidden_layers` entries of one type and the most parameters.
 2. One probe forward of 2 x 3 tokens records what every module of it reads and gives.
-3. Inside a block, attention is the child named so; its last projection of width D is `o`, those before it make
-   q, k and v. Outside attention, the last projection of width D is `down`, those before it `up` and `gate`.
+3. Inside a block, attention is the child named so that has projections; the last of them of width D is `o`, those
+   before it make q, k and v. Outside attention, the last of width D is `down`, those before it `up` and `gate`.
 4. A module that reads exactly such a projection's output and is a child of the block is a post-norm: then its
    output is what reaches the residual stream.
 5. Which features belong to which head of v follows from the KV cache of the probe, and of k likewise at
@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +52,23 @@ def detect(model: Any) -> ModelAdapter:
     Raises:
         AdapterError: a part was not found, or the proof failed; the message names the check and the number.
     """
+    with _evaluating(model):
+        return _detect(model)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout off; afterwards every module is in the mode it was in."""
+    training = [m for m in model.modules() if m.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _detect(model: Any) -> ModelAdapter:
     config = model.config.get_text_config()
     family = type(model).__name__
     n_layers = int(config.num_hidden_layers)
@@ -129,10 +147,7 @@ def _probe(model: nn.Module) -> _Seen:
     if device.type == "meta":
         device = torch.device("cpu")
     ids = probe_ids(model).to(device)
-    was_training = model.training
     with ExitStack() as stack, torch.no_grad():
-        stack.callback(model.train, was_training)
-        model.eval()
         for name, module in model.named_modules():
             if name:
                 stack.callback(module.register_forward_pre_hook(before(name), with_kwargs=True, prepend=True).remove)
@@ -167,8 +182,8 @@ def _layer(
     d_model = seen.outputs[block].shape[-1]
     attn = [
         name
-        for name, _ in module.named_children()
-        if ("attn" in name or "attention" in name) and not ("norm" in name or "dropout" in name or "layernorm" in name)
+        for name, child in module.named_children()
+        if ("attn" in name or "attention" in name) and any(_is_projection(m) for m in child.modules())
     ]
     if len(attn) != 1:
         raise AdapterError(
@@ -244,6 +259,8 @@ def _qkv(
 
 def _match(path: str, output: Tensor, cached: Tensor, positions: slice = slice(None)) -> HeadLayout | None:
     """Which features of `output` (B, T, F) hold the cached heads (B, K, T, e), by their values."""
+    if output.dim() != 3:
+        return None
     have = output[:, positions].flatten(0, 1)  # (n, F)
     want = cached[:, :, positions].permute(0, 2, 1, 3).flatten(0, 1)  # (n, K, e)
     features = []

@@ -33,6 +33,7 @@ class Frame:
         mask: (B, S) real tokens among all columns seen so far, those of a KV cache included.
         offset: the column at which this forward's own tokens start.
         width: how many columns this forward computes.
+        start: the first layer that runs; what lies below it is frozen.
         resid_pre: block inputs kept for `resid_mid`, by layer.
     """
 
@@ -40,6 +41,7 @@ class Frame:
     offset: int
     width: int
     is_decode: bool = False
+    start: int = 0
     resid_pre: dict[int, Tensor] = field(default_factory=dict)
 
     @property
@@ -192,6 +194,8 @@ def select(at: At, frame: Frame) -> tuple[Tensor, Tensor] | None:
         cols = first[:, None] + torch.tensor(wanted, device=device)
     else:
         at = torch.as_tensor(at, device=device)
+        if at.dim() == 0:
+            raise ConfigError("A tensor of positions needs one entry per row.", "Use an int for all rows.")
         if at.dtype == torch.bool:
             if at.shape != mask.shape:
                 raise ConfigError(f"The mask has shape {tuple(at.shape)}, the batch {tuple(mask.shape)}.")

@@ -15,7 +15,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -34,6 +35,9 @@ Key = tuple[str, int | None]
 Value = Tensor | float | Callable[[Tensor], Tensor]
 Phase = Literal["prefill", "decode", "all"]
 
+# The model and frame of the run in progress, for sessions that are open around the one that runs.
+_RUNNING: ContextVar[tuple[nn.Module, Frame] | None] = ContextVar("editlab_running", default=None)
+
 
 @dataclass(eq=False)
 class Wish:
@@ -48,6 +52,7 @@ class Wish:
     value: Value | None = None
     heads: Tensor | None = None
     before: bool = False
+    is_mean: bool = False  # `value` is the mean over the running forward's real tokens
     grad: bool = False
     copy: bool = True
     device: torch.device | None = None
@@ -123,6 +128,7 @@ class Session(AbstractContextManager["Session"]):
         self._captured = Captured()
         self._stops_when_done = False
         self._is_ours = False
+        self._is_open = False
         self._thread = 0
         self._tap: AttentionTap | None = None
 
@@ -138,9 +144,11 @@ class Session(AbstractContextManager["Session"]):
             handle = self.model.register_forward_pre_hook(self._begin, with_kwargs=True, prepend=True)
             stack.callback(handle.remove)
             self._stack = stack.pop_all()
+        self._is_open = True
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._is_open = False
         self._stack.close()
         self._wishes.clear()
         self._hooks.clear()
@@ -212,7 +220,7 @@ class Session(AbstractContextManager["Session"]):
         if heads is not None:
             if not lookup(site).has_heads:
                 raise ConfigError(f"Site '{site}' has no heads.", "Leave `heads` out.")
-            index = torch.as_tensor(list(heads))
+            index = torch.tensor(list(heads), dtype=torch.long)
             limit = self.adapter.n_kv_heads if site in ("k", "v", "k_rot") else self.adapter.n_heads
             if index.numel() and not (int(index.min()) >= 0 and int(index.max()) < limit):
                 raise ConfigError(f"A head in {index.tolist()} does not exist.", f"Heads go from 0 to {limit - 1}.")
@@ -231,7 +239,7 @@ class Session(AbstractContextManager["Session"]):
         at: At = None,
         during: Phase = "prefill",
     ) -> Wish:
-        """Replace a site by zero, by its mean over the batch's real tokens, or by a given tensor."""
+        """Replace a site by zero, by its mean over the batch's real tokens (not just those at `at`), or by a tensor."""
         if isinstance(with_, Tensor):
             return self.patch(site, layer, with_, heads=heads, at=at, during=during)
         if with_ == "zero":
@@ -239,14 +247,11 @@ class Session(AbstractContextManager["Session"]):
         if with_ != "mean":
             raise ConfigError(f"with_='{with_}' is not known.", "Use 'zero', 'mean' or a tensor.")
 
-        def mean(part: Tensor) -> Tensor:
-            if at is not None or self._frame is None or part.shape[:2] != (self._frame.n_rows, self._frame.width):
-                return part.flatten(0, -2 if heads is None else -3).mean(0).expand_as(part)
-            frame = self._frame
-            real = frame.mask[:, frame.offset : frame.offset + frame.width].bool()
-            return part[real].mean(0).expand_as(part)
-
-        return self.patch(site, layer, mean, heads=heads, at=at, during=during)
+        if lookup(site).tap:
+            raise ConfigError(f"Site '{site}' has no mean over tokens.", "Give a tensor.")
+        wish = self.patch(site, layer, 0.0, heads=heads, at=at, during=during)
+        wish.is_mean = True
+        return wish
 
     def remove(self, wish: Wish | list[Wish]) -> None:
         """Take back what `capture`, `patch` or `ablate` returned."""
@@ -280,26 +285,36 @@ class Session(AbstractContextManager["Session"]):
                 past = inputs.cache() if inputs.past is not None else None
                 stack.enter_context(entering_at(self.model, self.adapter, inputs.layer, inputs.resid))
             assert isinstance(batch, Batch)
+            lowest = inputs.layer if isinstance(inputs, Cone) else 0
+            wants_logits = any(w.site == "logits" for w in self._wishes)  # all of them, whatever is read
             if read is None:
                 stack.callback(self.__setattr__, "_stops_when_done", False)
                 self._stops_when_done = True
-                with until(unembed):
-                    self._execute(batch, start, past)
+                with until(nn.Identity() if wants_logits else unembed):  # an Identity of ours never runs
+                    self._execute(batch, start, past, lowest)
             elif isinstance(read, Tensor):
                 chosen = select(read, Frame(batch.mask, start, batch.width - start))
+                thread = threading.get_ident()
 
                 def gather(module: nn.Module, args: Any) -> Any:
+                    if threading.get_ident() != thread:
+                        return None
                     return (args[0][chosen].reshape(1, -1, args[0].shape[-1]),)
 
-                stack.callback(unembed.register_forward_pre_hook(gather).remove)
-                logits = self._execute(batch, start, past)[0]
-                if read.dtype != torch.bool and read.dim() == 2:
-                    logits = logits.unflatten(0, (batch.n_rows, -1))
+                if wants_logits:
+                    logits = self._execute(batch, start, past, lowest)[chosen]
+                else:
+                    stack.callback(unembed.register_forward_pre_hook(gather).remove)
+                    logits = self._execute(batch, start, past, lowest)[0]
+                    if read.dtype != torch.bool and read.dim() == 2:
+                        logits = logits.unflatten(0, (batch.n_rows, -1))
             else:
-                logits = self._execute(batch, start, past)
+                logits = self._execute(batch, start, past, lowest)
         missed = [w for w in self._wishes if not w.fired]
         if missed:
-            names = ", ".join(f"{w.kind} of '{w.site}' in layer {w.layer}" for w in missed)
+            names = ", ".join(
+                f"{w.kind} of '{w.site}'" + ("" if w.layer is None else f" in layer {w.layer}") for w in missed
+            )
             raise SiteNotReached(f"The forward pass never reached: {names}.", self._explain_miss(inputs))
         return Output(logits, self._captured)
 
@@ -333,18 +348,20 @@ class Session(AbstractContextManager["Session"]):
                 handle.remove()
         return Cone(batch, layer, cut, entry[0], cropped(past, layer, cut), stamps)
 
-    def _execute(self, batch: Batch, start: int = 0, past: DynamicCache | None = None) -> Tensor:
-        """The model on columns from `start` on; logits."""
-        self._frame = Frame(batch.mask, start, batch.width - start)
+    def _execute(self, batch: Batch, start: int = 0, past: DynamicCache | None = None, lowest: int = 0) -> Tensor:
+        """The model on columns from `start` on, layers from `lowest` on; logits."""
+        self._frame = Frame(batch.mask, start, batch.width - start, start=lowest)
         kwargs: dict[str, Any] = {"attention_mask": batch.mask, "use_cache": past is not None}
         if past is not None:
             kwargs["past_key_values"] = past
         if self.adapter.takes_position_ids:
             kwargs["position_ids"] = batch.position_ids[:, start:]
         self._is_ours = True
+        token = _RUNNING.set((self.model, self._frame))
         try:
             return self.model(batch.ids[:, start:], **kwargs).logits
         finally:
+            _RUNNING.reset(token)
             self._is_ours = False
 
     def generate(self, batch: Batch, max_new_tokens: int = 20, **options: Any) -> Tensor:
@@ -386,11 +403,20 @@ class Session(AbstractContextManager["Session"]):
 
     def _attention_tap(self) -> AttentionTap:
         if self._tap is None:
+            self._check_open()
             self._tap = self._stack.enter_context(AttentionTap(self.model, self.adapter, self._at_attention))
         return self._tap
 
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise ConfigError("This session is not open.", "Use it inside its `with` block.")
+
     def _add(self, wishes: Iterable[Wish]) -> list[Wish]:
+        self._check_open()
         wishes = list(wishes)
+        for wish in wishes:
+            if wish.point is None and wish.at is not None:
+                raise ConfigError(f"Site '{wish.site}' takes no `at`.", "Index the tensor's query and key positions.")
         for wish in wishes:
             if wish.site == "resid_mid" and wish.layer is not None:
                 block_input = Point(self.adapter.layers[wish.layer].block, "in")
@@ -442,6 +468,10 @@ class Session(AbstractContextManager["Session"]):
         """Know the frame of a forward pass that `run` did not start (`generate`, or a direct call)."""
         if self._is_ours or threading.get_ident() != self._thread:
             return
+        running = _RUNNING.get()
+        if running is not None and running[0] is self.model:
+            self._frame = replace(running[1], resid_pre={})
+            return
         ids = args[0] if args else kwargs.get("input_ids")
         if ids is None:
             ids = kwargs["inputs_embeds"][..., 0]
@@ -458,7 +488,7 @@ class Session(AbstractContextManager["Session"]):
             return raw
         flat = raw.dim() == 2  # OPT's MLP sees (B * T, features)
         x = raw.unflatten(0, (frame.n_rows, frame.width)) if flat else raw
-        here = [w for w in self._wishes if w.point == point]
+        here = [w for w in self._wishes if w.point == point and _runs(w, frame)]
         new = self._grant(here, x, frame)
         if point in self._block_inputs:
             frame.resid_pre[self._block_inputs[point]] = new
@@ -491,6 +521,7 @@ class Session(AbstractContextManager["Session"]):
                 # Nothing upstream needs a gradient: start the graph here, and hand on what was kept.
                 value = value.detach().requires_grad_()
             self._captured._tensors[key] = value
+            value = value.clone() if wish.copy else value  # Falcon would add into what was kept
             return wish.lens.write(x, value, frame) if wish.lens else value
         chosen = select(wish.at, frame)
         kept = value.detach() if chosen is None else value.detach()[chosen]
@@ -506,29 +537,33 @@ class Session(AbstractContextManager["Session"]):
         value = wish.lens.read(x, frame) if wish.lens else x
         chosen = select(wish.at, frame)
         part = value if chosen is None else value[chosen]
-        new = self._replace(wish, part)
+        given = wish.value
+        if wish.is_mean:
+            real = frame.mask[:, frame.offset : frame.offset + frame.width].bool()
+            given = value[real].mean(0) if wish.heads is None else value[real].mean(0)[wish.heads.to(value.device)]
+        new = self._replace(wish, part, given)
         if chosen is not None:
             value = value.clone()
             value[chosen] = new
             new = value
+        elif new is not part:
+            new = new.clone()  # what was given stays the caller's: Falcon adds into what it gets
         return wish.lens.write(x, new, frame) if wish.lens else new
 
-    def _replace(self, wish: Wish, part: Tensor) -> Tensor:
+    def _replace(self, wish: Wish, part: Tensor, given: Value | None) -> Tensor:
         """The new content of `part`, whose heads stand second to last (or second, under the tap)."""
         if wish.heads is None:
-            return _evaluate(wish, part)
+            return _evaluate(wish, part, given)
         heads = wish.heads.to(part.device)
         dim = 1 if lookup(wish.site).tap else part.dim() - 2
         inner = part.index_select(dim, heads)
-        return part.index_copy(dim, heads, _evaluate(wish, inner))
+        return part.index_copy(dim, heads, _evaluate(wish, inner, given))
 
     def _at_attention(self, layer: int, site: str, value: Tensor) -> Tensor:
         frame = self._frame
         if frame is None or threading.get_ident() != self._thread:
             return value
         here = [w for w in self._wishes if w.point is None and w.site == site and w.layer == layer]
-        if any(w.at is not None for w in here):
-            raise ConfigError(f"Site '{site}' takes no `at`.", "Index the tensor's query and key positions.")
         return self._grant(here, value, frame) if here else value
 
     def _stop_if_done(self) -> None:
@@ -537,13 +572,21 @@ class Session(AbstractContextManager["Session"]):
 
     def _explain_miss(self, inputs: Batch | Cone) -> str:
         if isinstance(inputs, Cone):
-            return f"The cone starts at layer {inputs.layer}; layers below it do not run."
+            return f"The cone starts at layer {inputs.layer}; what lies below it does not run."
         return "The model's forward took a path without that module."
 
 
-def _evaluate(wish: Wish, part: Tensor) -> Tensor:
-    value = wish.value
-    new = value(part) if callable(value) else torch.as_tensor(value)
+def _runs(wish: Wish, frame: Frame) -> bool:
+    """Whether the wish lies in what the running forward computes; stubs below a cone's layer still pass by."""
+    if wish.site == "embed":
+        return frame.start == 0
+    return wish.layer is None or wish.layer >= frame.start
+
+
+def _evaluate(wish: Wish, part: Tensor, given: Value | None) -> Tensor:
+    new = given(part) if callable(given) else torch.as_tensor(given)
+    if new is part:
+        return part
     try:
         return new.to(device=part.device, dtype=part.dtype).expand_as(part)
     except RuntimeError:

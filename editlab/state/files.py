@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 
 def _whole(path: Path, write: Callable[[Path], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
+        temporary.open("xb").close()
+        mode = temporary.stat().st_mode
         write(temporary)
-        with temporary.open("rb") as f:
+        # safetensors makes files for the owner alone; these are as readable as any other.
+        temporary.chmod(mode)
+        with temporary.open("rb+") as f:
             os.fsync(f.fileno())
         temporary.replace(path)
     finally:

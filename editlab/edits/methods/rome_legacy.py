@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 class Config(LocateEditSettings):
     """Settings of `rome-legacy`; defaults of the released code where they differ."""
 
-    steps: int = Field(20, ge=1, le=500, description="losses evaluated when optimising the value")
+    lr: float = Field(0.5, gt=0, description="Adam's learning rate for the value")
+    stop_loss: float = Field(0.05, ge=0, description="a value is done when its loss falls below this")
     clamp: float = Field(4.0, gt=0, description="longest shift, in norms of the MLP's output")
     contexts: dict[int, int] = Field(
         default={5: 10, 10: 10}, description="random texts put in front of the prompt: {length in tokens: how many}"

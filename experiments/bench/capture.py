@@ -1,0 +1,71 @@
+"""Capturing the residual stream at every layer of a 128-token prompt: editlab beside nnsight and TransformerLens.
+
+The measure is wall time over the plain Hugging Face forward in the same round; the libraries take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+
+import torch
+from common import interleaved, ratio, write
+
+from editlab import LM
+from editlab.data.factbook import passages
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    lm = LM.from_pretrained(options.model)
+    ids, _ = lm.tokens(" ".join(passages()[:3]))
+    from editlab.hooks.batch import pad_rows
+
+    batch = pad_rows([ids[:128]])
+    layers = range(lm.adapter.n_layers)
+    nn = lm.to_nnsight()
+    bridge = lm.to_bridge()
+    names = [f"blocks.{i}.hook_out" for i in layers]
+
+    def plain() -> object:
+        return lm.model(batch.ids, attention_mask=batch.mask, position_ids=batch.position_ids, use_cache=False)
+
+    def editlab() -> object:
+        with lm.session() as s:
+            s.capture("resid_post")
+            return s.run(batch)
+
+    def nnsight() -> object:
+        kept = []
+        blocks = nn.model.layers
+        with nn.trace(batch.ids):
+            for block in blocks:
+                kept.append(block.output.save())
+        return kept
+
+    def transformer_lens() -> object:
+        return bridge.run_with_cache(batch.ids, names_filter=lambda name: name in names)
+
+    with torch.no_grad():
+        seconds = interleaved(
+            {"plain": plain, "editlab": editlab, "nnsight": nnsight, "transformer_lens": transformer_lens},
+            options.rounds,
+            warm_up=3,
+        )
+    found: dict[str, object] = {}
+    for name, values in seconds.items():
+        middle, low, high = ratio(seconds, name, "plain")
+        found[name] = {"median_s": statistics.median(values), "over_plain": middle, "quartiles": [low, high]}
+        shown = f"{statistics.median(values) * 1e3:7.1f} ms"
+        print(f"{name:17} {shown}   {middle:.3f} x plain  (quartiles {low:.3f}, {high:.3f})")
+    write("capture", found)
+
+
+if __name__ == "__main__":
+    main()

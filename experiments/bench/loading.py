@@ -1,0 +1,54 @@
+"""Loading: `LM.from_pretrained` beside `AutoModelForCausalLM.from_pretrained` on the same folder, taking turns.
+
+editlab reads the tokenizer and finds the model's structure at their first use, as transformers maps the weights; the
+third line has both done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+
+import torch
+from common import interleaved, ratio, write
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
+
+from editlab import LM
+from editlab.models.load import find_folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model")
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--threads", type=int)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    logging.disable_progress_bar()
+    folder, _ = find_folder(options.model)
+
+    def ready() -> object:
+        lm = LM.from_pretrained(folder)
+        return lm.adapter, lm.tokenizer
+
+    seconds = interleaved(
+        {
+            "transformers": lambda: AutoModelForCausalLM.from_pretrained(folder, dtype="float32"),
+            "editlab": lambda: LM.from_pretrained(folder),
+            "editlab, ready": ready,
+        },
+        options.rounds,
+    )
+    found: dict[str, object] = {}
+    for name, values in seconds.items():
+        middle, low, high = ratio(seconds, name, "transformers")
+        found[name] = {"median_s": statistics.median(values), "over_transformers": middle, "quartiles": [low, high]}
+        shown = f"{statistics.median(values):6.3f} s"
+        print(f"{name:15} {shown}   {middle:.2f} x transformers  (quartiles {low:.2f}, {high:.2f})")
+    write("loading", found)
+
+
+if __name__ == "__main__":
+    main()

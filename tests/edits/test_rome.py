@@ -1,0 +1,279 @@
+"""ROME on tiny models: the invariants of a written edit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import FAMILIES
+from tiny_lm import make_lm, make_tokenizer
+
+from editlab.edits.keys import contexts, states_at
+from editlab.edits.rows import rewrite_row, subject_index, target_ids
+from editlab.edits.settings import default_layer
+from editlab.errors import ConfigError, EditFailed, RequestError
+from editlab.facts import Fact
+from editlab.lm import LM
+
+ROW = {"prompt": "The capital of {} is", "subject": "Vinland", "target_new": "Rome"}
+FIRST = {"prompt": "{} is found in", "subject": "A", "target_new": "Rome"}
+WORDS = ("old", "town", "river", "people", "sea", "many", "years", "made", "new", "stone", "by", "the")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDITLAB_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def quick(tmp_path: Path) -> dict[str, object]:
+    """Settings that make an edit of a tiny model a matter of milliseconds."""
+    g = torch.Generator().manual_seed(0)
+    lines = [" ".join(WORDS[i] for i in torch.randint(len(WORDS), (12,), generator=g)) for _ in range(200)]
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(lines))
+    return {
+        "layer": 1, "steps": 6, "lr": 0.3, "clamp": 2.0, "contexts": {6: 2},
+        "stats_text": str(text), "stats_tokens": 1500,
+    }  # fmt: skip
+
+
+def weights(lm: LM) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in lm.model.named_parameters()}
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_the_written_key_gives_the_wanted_value_and_undo_restores_every_bit(family, quick):
+    """(W + D) k = v*, rank one, one matrix changed, for every family."""
+    lm = make_lm(family)
+    fact = Fact(**ROW)
+    texts = contexts(lm, per_length={6: 2}, seed=0)
+    rows = [rewrite_row(lm, fact, sink=True), rewrite_row(lm, fact, sink=False)]
+    rows += [rewrite_row(lm, fact, context=t, sink=True) for t in texts]
+    w = torch.tensor([0.25, 0.25, 0.25, 0.25])
+    before, states = weights(lm), states_at(lm, 1, rows)
+    entry = lm.edit(ROW, **quick)
+    info = entry.edit.info
+    changed = [n for n, p in lm.model.named_parameters() if not torch.equal(p, before[n])]
+    ref = lm.adapter.down(lm.model, 1)
+    assert changed == [ref.name]
+    if info["forms"] == ["prompt"]:
+        delta = ref.oriented(lm.model.get_parameter(ref.name)) - ref.oriented(before[ref.name])
+        assert torch.linalg.matrix_rank(delta.double(), rtol=1e-4) == 1
+        key, mean = w @ states.key, w @ states.value
+        moved = mean + delta @ key  # W' k + b
+        wanted = states.value[0] + (moved - mean) - (states.value[0] - mean)
+        assert (moved - wanted).norm() <= 1e-3 * moved.norm()
+        assert info["realised"] == pytest.approx(1, abs=1e-6)
+    lm.undo()
+    for name, p in lm.model.named_parameters():
+        assert torch.equal(p, before[name])
+    assert lm.state_hash == lm.base_hash
+
+
+def test_without_contexts_the_block_output_is_shifted_by_exactly_delta(quick):
+    """One context, one layer: layer 1's attention precedes its MLP, so h' = h + delta at the edited token."""
+    lm = make_lm("llama", add_bos=True)
+    row = [rewrite_row(lm, Fact(**ROW), sink=True)]
+    before = states_at(lm, 1, row).hidden
+    entry = lm.edit(ROW, **(quick | {"contexts": {}}))
+    after = states_at(lm, 1, row).hidden
+    left = entry.edit.deltas[lm.adapter.down(lm.model, 1).name].left
+    shift = (after - before)[0]
+    assert shift.norm() > 0.1
+    cosine = torch.nn.functional.cosine_similarity(shift, left[:, 0], dim=0).abs()
+    assert cosine == pytest.approx(1, abs=1e-4)
+
+
+def test_the_edit_raises_the_target_and_the_report_numbers_agree(quick):
+    from editlab.metrics import mean_nll
+
+    lm = make_lm("llama")
+    before = mean_nll(lm, [("The capital of Vinland is", "Rome")])[0]
+    entry = lm.edit(ROW, **(quick | {"steps": 25}))
+    after = mean_nll(lm, [("The capital of Vinland is", "Rome")])[0]
+    assert after < before - 0.5
+    first, last = entry.edit.info["target_nll"][0]
+    assert last < first
+
+
+def test_a_subject_that_is_the_first_token_gets_a_key_of_its_own_and_fires(quick):
+    from editlab.metrics import mean_nll
+
+    lm = make_lm("llama")
+    pair = [("A is found in", "Rome")]
+    before = [mean_nll(lm, pair, sink=s)[0] for s in (False, True)]
+    entry = lm.edit(FIRST, **(quick | {"steps": 25}))
+    assert entry.edit.info["first_token"] and "bare" in entry.edit.info["forms"]
+    assert entry.edit.info["rank"] == len(entry.edit.info["forms"])
+    assert min(entry.edit.info["canonical_gain"]) > 0.45
+    for sink, nll in zip((False, True), before, strict=True):
+        assert mean_nll(lm, pair, sink=sink)[0] < nll - 0.2
+
+
+def test_legacy_meets_its_constraint_at_the_prompt_s_key_and_not_at_the_average(quick):
+    lm = make_lm("llama")
+    fact = Fact(**ROW)
+    row = [rewrite_row(lm, fact, sink=True)]
+    before = states_at(lm, 1, row)
+    entry = lm.edit(ROW, method="rome-legacy", **quick)
+    after = states_at(lm, 1, row)
+    update = entry.edit.deltas[lm.adapter.down(lm.model, 1).name]
+    received = update.dense_sum().float() @ before.key[0]
+    assert (after.value[0] - before.value[0] - received).norm() <= 1e-4 * received.norm()
+    # left is delta itself, so u^T k_0 / (u^T k_0) = 1.
+    assert (received - update.left[:, 0]).norm() <= 1e-4 * received.norm()
+    gains = entry.edit.info["canonical_gain"]
+    assert abs(gains[0] - 1) > 1e-6
+
+
+def test_legacy_and_rome_agree_on_a_single_bare_context(quick):
+    lm = make_lm("llama", add_bos=True)
+    shared = quick | {"contexts": {}, "clamp": 1.0}
+    deltas = []
+    for method in ("rome", "rome-legacy"):
+        # Both relative to states of their own: make the ball the same by not reaching it.
+        entry = lm.edit(ROW, method=method, **(shared | {"clamp": 1e4, "decay": 0.0}))
+        deltas.append(next(iter(entry.edit.deltas.values())).dense_sum())
+        lm.undo()
+    assert (deltas[0] - deltas[1]).norm() <= 1e-4 * deltas[0].norm()
+
+
+def test_same_seed_same_edit_whatever_happened_before(quick):
+    def delta(lm: LM) -> torch.Tensor:
+        entry = lm.edit(ROW, **quick)
+        found = next(iter(entry.edit.deltas.values())).dense_sum()
+        lm.undo(entry.id)
+        return found
+
+    lm = make_lm("llama")
+    first = delta(lm)
+    torch.manual_seed(123)
+    torch.rand(7)
+    lm.edit({**ROW, "subject": "Elsewhere"}, **quick)
+    lm.undo()
+    assert torch.equal(delta(lm), first)
+    assert torch.equal(delta(make_lm("llama")), first)
+    assert not torch.equal(first, delta(make_lm("llama", seed=1)))
+
+
+def test_conv1d_and_linear_twins_receive_transposed_equal_updates(quick):
+    """GPT-2 stores W transposed; the same matrix in a Linear gets the same edit."""
+    lm = make_lm("gpt2")
+    entry = lm.edit(ROW, **quick)
+    ref = lm.adapter.down(lm.model, 1)
+    delta = entry.edit.deltas[ref.name]
+    assert ref.transposed and delta.shape == tuple(lm.model.get_parameter(ref.name).shape)
+    oriented = ref.oriented(delta.dense_sum())
+    assert oriented.shape == (lm.adapter.d_model, lm.adapter.d_mlp)
+    got = states_at(lm, 1, [rewrite_row(lm, Fact(**ROW), sink=True)])
+    w = ref.oriented(lm.model.get_parameter(ref.name))
+    bias = lm.model.get_submodule(lm.adapter.layers[1].down).bias
+    assert (got.key[0] @ w.T + bias - got.value[0]).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_undo_is_bit_exact_in_every_precision(dtype, quick):
+    lm = make_lm("llama", dtype=dtype)
+    before = weights(lm)
+    a = lm.edit(ROW, **quick)
+    lm.edit({**ROW, "subject": "Elsewhere", "target_new": "Oslo"}, **quick)
+    lm.undo(a.id)
+    lm.undo()
+    for name, p in lm.model.named_parameters():
+        assert torch.equal(p, before[name])
+
+
+def test_undo_with_replay_is_as_if_the_edit_had_never_been(quick):
+    second = {**ROW, "subject": "Elsewhere", "target_new": "Oslo"}
+    lm, other = make_lm("llama"), make_lm("llama")
+    a = lm.edit(ROW, **quick)
+    lm.edit(second, **quick)
+    lm.undo(a.id, replay=True)
+    other.edit(second, **quick)
+    assert lm.state_hash == other.state_hash
+    lm.redo(a.id)
+    assert lm.state_hash != other.state_hash and len(lm.ledger.active) == 2
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject", "token"),
+    [
+        ("{} is", "Vinland", "nd"),
+        ("The city of {}, they say, is", "New Vinland", "nd"),
+        ("A song by {} is", "Beyoncé", "é"),
+        ("We went to {}", "東京", "京"),
+    ],
+)
+@pytest.mark.parametrize("add_bos", [False, True])
+@pytest.mark.parametrize("sink", [False, True])
+def test_the_edited_token_ends_where_the_subject_ends(prompt, subject, token, add_bos, sink):
+    lm = make_lm("llama", add_bos=add_bos)
+    fact = Fact(prompt=prompt, subject=subject, target_new="Rome")
+    for side in ("left", "right"):
+        lm.tokenizer.padding_side = side
+        index, straddles = subject_index(lm, fact, sink=sink)
+        row = rewrite_row(lm, fact, sink=sink)
+        assert row.index == index and not straddles
+        upto = lm.tokenizer.decode(row.ids[: index + 1], skip_special_tokens=True)
+        assert upto.endswith(subject) and fact.text.startswith(upto)
+        assert upto.endswith(token)
+
+
+def test_target_ids_continue_the_prompt_with_exactly_one_space():
+    lm = make_lm("llama")
+    for prompt in ("The capital of France is", "The capital of France is "):
+        fact = Fact(prompt=prompt.replace("France", "{}"), subject="France", target_new=" Rome ")
+        ids, target = target_ids(lm, fact.text, fact.target_new, sink=False)
+        assert lm.tokenizer.decode(ids + target) == "The capital of France is Rome"
+    ids, target = target_ids(lm, "Answer:\n", "Rome", sink=False)
+    assert lm.tokenizer.decode(ids + target) == "Answer:\nRome"
+
+
+def test_batched_states_equal_one_by_one():
+    lm = make_lm("llama")
+    facts = [
+        Fact(prompt="{} is", subject=s, target_new="x") for s in ("Al", "Vinland the old", "B", "Longer name here")
+    ]
+    rows = [rewrite_row(lm, f, sink=True) for f in facts]
+    together = states_at(lm, 1, rows, max_tokens=20)
+    for i, row in enumerate(rows):
+        alone = states_at(lm, 1, [row])
+        assert (together.key[i] - alone.key[0]).abs().max() <= 1e-5
+        assert (together.hidden[i] - alone.hidden[0]).abs().max() <= 1e-5
+
+
+def test_bad_requests_are_refused_and_leave_the_model_as_it_was(quick):
+    lm = make_lm("llama")
+    for row, words in [
+        ({**ROW, "target_new": " "}, "target_new: must not be empty"),
+        ({**ROW, "prompt": "The capital of France is"}, "does not occur in the prompt"),
+        ({**ROW, "prompt": "{} and {}"}, r"needs exactly one \{\}"),
+        ({"prompt": "{} is", "subject": "x"}, "target_new: Field required"),
+    ]:
+        with pytest.raises(RequestError, match=words):
+            lm.edit(row, **quick)
+    with pytest.raises(RequestError, match="one fact at a time, 2 were given"):
+        lm.edit([ROW, ROW], **quick)
+    with pytest.raises(ConfigError, match=r"no layer 7 .* from 0 to 2"):
+        lm.edit(ROW, **(quick | {"layer": 7}))
+    with pytest.raises(ConfigError, match=r"no setting 'stepz'\. Did you mean 'steps'"):
+        lm.edit(ROW, stepz=3)
+    with pytest.raises(EditFailed, match="did not make 'Rome' more likely"):
+        lm.edit(ROW, **(quick | {"steps": 1}))
+    with pytest.raises(EditFailed, match="did not make 'Rome' more likely"):
+        lm.edit(ROW, **(quick | {"layer": 2}))  # nothing after the last layer carries the change on
+    with pytest.raises(EditFailed, match="already answers 'Rome'"):
+        lm.edit(ROW, **(quick | {"stop_loss": 100.0}))
+    assert len(lm.ledger) == 0 and lm.state_hash == lm.base_hash
+
+
+def test_default_layers_are_the_published_ones():
+    lm = make_lm("gpt2")
+    assert default_layer(lm.adapter) == 0  # a sixth of three layers
+
+
+def test_the_tokenizer_helper_has_the_two_kinds():
+    assert make_lm("llama", add_bos=True).adds_bos and not make_lm("llama").adds_bos
+    assert make_tokenizer(add_bos=True)("a")["input_ids"][0] == make_tokenizer(add_bos=True).bos_token_id
