@@ -81,7 +81,7 @@ def edit_many(
         on_step(StepInfo("editing", i, len(facts), "facts", fact.subject))
         started = time.perf_counter()
         try:
-            entry = lm.edit(fact, method, **(config or {}))
+            entry = lm.edit(fact, method, on_step=on_step, **(config or {}))
         except (RequestError, EditFailed) as error:
             failed.append(FailedRow(fact.id or fact.subject, str(error)))
             continue

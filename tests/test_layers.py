@@ -33,16 +33,17 @@ class Import:
 
 def imports(root: Path = ROOT) -> list[Import]:
     """Every import below `root`."""
-    return [found for path in sorted(root.rglob("*.py")) for found in _of_file(path, root)]
+    paths = sorted(root.rglob("*.py"))
+    modules = {".".join(p.relative_to(root.parent).with_suffix("").parts) for p in paths}
+    return [found for path in paths for found in _of_file(path, root, modules)]
 
 
-def _of_file(path: Path, root: Path) -> Iterator[Import]:
+def _of_file(path: Path, root: Path, modules: set[str]) -> Iterator[Import]:
     relative = path.relative_to(root.parent)
     parts = list(relative.with_suffix("").parts)
     is_package = parts[-1] == "__init__"
     where = ".".join(parts[:-1] if is_package else parts)
     source = path.read_text(encoding="utf-8")
-    modules = {".".join(p.relative_to(root.parent).with_suffix("").parts) for p in root.rglob("*.py")}
 
     def names(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
         if isinstance(node, ast.Import):

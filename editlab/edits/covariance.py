@@ -100,7 +100,7 @@ def collect(
     lm = lm.pristine()
     for layer in layers:
         lm.adapter.check_layer(layer)
-    wanted = 10 * lm.adapter.d_mlp if settings.tokens is None else settings.tokens
+    wanted = _wanted(lm, settings)
     if wanted < 1:
         raise ConfigError(f"{wanted} tokens are too few.", "Ask for at least one.")
     paths = {layer: stats_path(lm, layer, corpus, settings) for layer in sorted(set(layers))}
@@ -127,7 +127,7 @@ def stats_path(lm: LM, layer: int, corpus: Corpus, settings: StatsSettings) -> P
             _architecture(lm),
             lm.tokenizer_hash,
             corpus.identity,
-            settings.tokens or TOKENS_PER_DIMENSION * lm.adapter.d_mlp,
+            _wanted(lm, settings),
             settings.max_length,
             settings.seed,
             settings.batch_tokens,
@@ -137,6 +137,10 @@ def stats_path(lm: LM, layer: int, corpus: Corpus, settings: StatsSettings) -> P
         default=str,
     )
     return cache_root() / "stats" / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}-layer{layer}.safetensors"
+
+
+def _wanted(lm: LM, settings: StatsSettings) -> int:
+    return TOKENS_PER_DIMENSION * lm.adapter.d_mlp if settings.tokens is None else settings.tokens
 
 
 # What a config says beside the computation.

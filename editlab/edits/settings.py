@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from editlab.config import MethodConfig
 from editlab.hooks.adapter import ModelAdapter
@@ -36,7 +36,7 @@ class LocateEditSettings(MethodConfig):
     decay: float = Field(0.5, ge=0, description="weight of the shift's norm in the loss (paper's code: 0.5)")
     kl_factor: float = Field(0.0625, ge=0, description="weight of the KL term (paper's code: 0.0625)")
     stop_loss: float = Field(0.08, ge=0, description="a value is done when its loss falls below this (paper: 0.05)")
-    contexts: dict[int, int] = Field(
+    contexts: dict[PositiveInt, PositiveInt] = Field(
         default={10: 5}, description="random texts put in front of the prompt: {length in tokens: how many}"
     )
     seed: int = Field(0, ge=0, description="seed of the contexts")

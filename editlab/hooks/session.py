@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -30,6 +30,26 @@ from editlab.hooks.batch import Batch
 from editlab.hooks.cone import Cone, Stop, cropped, entering_at, until
 from editlab.hooks.points import At, Frame, Lens, Point, locate, select
 from editlab.hooks.sites import site as lookup
+
+_STANCE_LOCK = threading.Lock()
+_STANCES: list[Any] = []  # one entry per open session; the first holds the stance
+
+
+@contextmanager
+def _eager_stance() -> Iterator[None]:
+    """torch.compile's stance is one for the whole process: the first session sets it, the last one puts it back."""
+    with _STANCE_LOCK:
+        _STANCES.append(torch.compiler.set_stance("force_eager") if not _STANCES else None)
+        if len(_STANCES) == 1:
+            _STANCES[0].__enter__()
+    try:
+        yield
+    finally:
+        with _STANCE_LOCK:
+            stance = _STANCES.pop(1 if len(_STANCES) > 1 else 0)
+            if stance is not None:
+                stance.__exit__(None, None, None)
+
 
 Key = tuple[str, int | None]
 Value = Tensor | float | Callable[[Tensor], Tensor]
@@ -139,7 +159,7 @@ class Session(AbstractContextManager["Session"]):
             if self._lock is not None:
                 stack.enter_context(self._lock)
             # A compiled model ignores hooks added after its first call, without a word.
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(_eager_stance())
             self._thread = threading.get_ident()
             handle = self.model.register_forward_pre_hook(self._begin, with_kwargs=True, prepend=True)
             stack.callback(handle.remove)

@@ -128,6 +128,14 @@ def test_exactly_the_tokens_asked_for_are_read() -> None:
     assert all(b.ids.numel() <= max(SETTINGS.batch_tokens, b.width) for b in batches)
 
 
+def test_the_default_is_so_many_tokens_for_each_key_dimension() -> None:
+    lm, corpus = make_lm("llama"), corpus_of(passages(n=600))
+    n = covariance.TOKENS_PER_DIMENSION * lm.adapter.d_mlp
+    found = collect(lm, [1], corpus)[1]
+    assert found.count == n
+    assert stats_path(lm, 1, corpus, StatsSettings()) == stats_path(lm, 1, corpus, StatsSettings(tokens=n))
+
+
 def test_one_pass_over_many_layers_equals_a_pass_for_each(another_cache: Callable[[str], None]) -> None:
     lm, corpus = make_lm("llama"), corpus_of(passages())
     together = collect(lm, [2, 0, 1], corpus, SETTINGS)

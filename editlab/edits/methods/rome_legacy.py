@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from editlab.edits.preserve import preserving
 from editlab.edits.record import record
@@ -32,7 +32,7 @@ class Config(LocateEditSettings):
     lr: float = Field(0.5, gt=0, description="Adam's learning rate for the value")
     stop_loss: float = Field(0.05, ge=0, description="a value is done when its loss falls below this")
     clamp: float = Field(4.0, gt=0, description="longest shift, in norms of the MLP's output")
-    contexts: dict[int, int] = Field(
+    contexts: dict[PositiveInt, PositiveInt] = Field(
         default={5: 10, 10: 10}, description="random texts put in front of the prompt: {length in tokens: how many}"
     )
 
