@@ -13,10 +13,10 @@ wrong. Hooks go to the front of a module's list because transformers installs pe
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -30,6 +30,7 @@ from editlab.hooks.batch import Batch
 from editlab.hooks.cone import Cone, Stop, cropped, entering_at, until
 from editlab.hooks.points import At, Frame, Lens, Point, locate, select
 from editlab.hooks.sites import site as lookup
+from editlab.hooks.wishes import Captured, Output, Phase, Value, Wish, grant, runs
 
 _STANCE_LOCK = threading.Lock()
 _STANCES: list[Any] = []  # one entry per open session; the first holds the stance
@@ -51,70 +52,8 @@ def _eager_stance() -> Iterator[None]:
                 stance.__exit__(None, None, None)
 
 
-Key = tuple[str, int | None]
-Value = Tensor | float | Callable[[Tensor], Tensor]
-Phase = Literal["prefill", "decode", "all"]
-
 # The model and frame of the run in progress, for sessions that are open around the one that runs.
 _RUNNING: ContextVar[tuple[nn.Module, Frame] | None] = ContextVar("editlab_running", default=None)
-
-
-@dataclass(eq=False)
-class Wish:
-    """One registered capture or patch; the handle that `Session.remove` takes."""
-
-    kind: Literal["capture", "patch"]
-    site: str
-    layer: int | None
-    point: Point | None  # None: served by the attention tap
-    lens: Lens | None
-    at: At = None
-    value: Value | None = None
-    heads: Tensor | None = None
-    before: bool = False
-    is_mean: bool = False  # `value` is the mean over the running forward's real tokens
-    grad: bool = False
-    copy: bool = True
-    device: torch.device | None = None
-    during: Phase = "prefill"
-    fired: int = 0
-
-
-class Captured(Mapping[Any, Tensor]):
-    """Captured tensors by `[site, layer]`, or `[site]` for a site that exists once."""
-
-    def __init__(self) -> None:
-        self._tensors: dict[Key, Tensor] = {}
-
-    def __getitem__(self, key: Any) -> Tensor:
-        site, layer = key if isinstance(key, tuple) else (key, None)
-        try:
-            return self._tensors[site, layer]
-        except KeyError:
-            have = ", ".join(f"{s}" if n is None else f"{s} {n}" for s, n in self._tensors) or "nothing"
-            raise KeyError(f"'{site}' of layer {layer} was not captured; captured: {have}") from None
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(k if k[1] is not None else k[0] for k in self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
-
-@dataclass
-class Output:
-    """What one `run` gave.
-
-    Attributes:
-        logits: (B, T, V) for read="all", (B, V), (B, n, V) or (N, V) at chosen positions, None for read=None.
-        captured: by [site, layer].
-    """
-
-    logits: Tensor | None
-    captured: Captured = field(default_factory=Captured)
-
-    def __getitem__(self, key: Any) -> Tensor:
-        return self.captured[key]
 
 
 class Session(AbstractContextManager["Session"]):
@@ -508,8 +447,8 @@ class Session(AbstractContextManager["Session"]):
             return raw
         flat = raw.dim() == 2  # OPT's MLP sees (B * T, features)
         x = raw.unflatten(0, (frame.n_rows, frame.width)) if flat else raw
-        here = [w for w in self._wishes if w.point == point and _runs(w, frame)]
-        new = self._grant(here, x, frame)
+        here = [w for w in self._wishes if w.point == point and runs(w, frame)]
+        new = grant(here, x, frame, self._captured)
         if point in self._block_inputs:
             frame.resid_pre[self._block_inputs[point]] = new
         self._stop_if_done()
@@ -517,74 +456,12 @@ class Session(AbstractContextManager["Session"]):
             return raw
         return new.flatten(0, 1) if flat else new
 
-    def _grant(self, wishes: list[Wish], x: Tensor, frame: Frame) -> Tensor:
-        """Serve `wishes` on the raw tensor `x` of one point; the tensor that the model goes on with."""
-        for wish in wishes:
-            if wish.kind == "capture" and wish.before:
-                x = self._keep(wish, x, frame)
-        for wish in wishes:
-            if wish.kind == "patch":
-                x = self._apply(wish, x, frame)
-        for wish in wishes:
-            if wish.kind == "capture" and not wish.before:
-                x = self._keep(wish, x, frame)
-        return x
-
-    def _keep(self, wish: Wish, x: Tensor, frame: Frame) -> Tensor:
-        wish.fired += 1
-        value = wish.lens.read(x, frame) if wish.lens else x
-        key = (wish.site, wish.layer)
-        if wish.grad:
-            if value.requires_grad:
-                value.retain_grad()
-            else:
-                # Nothing upstream needs a gradient: start the graph here, and hand on what was kept.
-                value = value.detach().requires_grad_()
-            self._captured._tensors[key] = value
-            value = value.clone() if wish.copy else value  # Falcon would add into what was kept
-            return wish.lens.write(x, value, frame) if wish.lens else value
-        chosen = select(wish.at, frame)
-        kept = value.detach() if chosen is None else value.detach()[chosen]
-        if wish.device is not None:
-            kept = kept.to(wish.device)
-        self._captured._tensors[key] = kept.clone() if wish.copy else kept
-        return x
-
-    def _apply(self, wish: Wish, x: Tensor, frame: Frame) -> Tensor:
-        if wish.during != "all" and frame.is_decode != (wish.during == "decode"):
-            return x
-        wish.fired += 1
-        value = wish.lens.read(x, frame) if wish.lens else x
-        chosen = select(wish.at, frame)
-        part = value if chosen is None else value[chosen]
-        given = wish.value
-        if wish.is_mean:
-            real = frame.mask[:, frame.offset : frame.offset + frame.width].bool()
-            given = value[real].mean(0) if wish.heads is None else value[real].mean(0)[wish.heads.to(value.device)]
-        new = self._replace(wish, part, given)
-        if chosen is not None:
-            value = value.clone()
-            value[chosen] = new
-            new = value
-        elif new is not part:
-            new = new.clone()  # what was given stays the caller's: Falcon adds into what it gets
-        return wish.lens.write(x, new, frame) if wish.lens else new
-
-    def _replace(self, wish: Wish, part: Tensor, given: Value | None) -> Tensor:
-        """The new content of `part`, whose heads stand second to last (or second, under the tap)."""
-        if wish.heads is None:
-            return _evaluate(wish, part, given)
-        heads = wish.heads.to(part.device)
-        dim = 1 if lookup(wish.site).tap else part.dim() - 2
-        inner = part.index_select(dim, heads)
-        return part.index_copy(dim, heads, _evaluate(wish, inner, given))
-
     def _at_attention(self, layer: int, site: str, value: Tensor) -> Tensor:
         frame = self._frame
         if frame is None or threading.get_ident() != self._thread:
             return value
         here = [w for w in self._wishes if w.point is None and w.site == site and w.layer == layer]
-        return self._grant(here, value, frame) if here else value
+        return grant(here, value, frame, self._captured) if here else value
 
     def _stop_if_done(self) -> None:
         if self._stops_when_done and self._wishes and all(w.fired for w in self._wishes):
@@ -594,22 +471,3 @@ class Session(AbstractContextManager["Session"]):
         if isinstance(inputs, Cone):
             return f"The cone starts at layer {inputs.layer}; what lies below it does not run."
         return "The model's forward took a path without that module."
-
-
-def _runs(wish: Wish, frame: Frame) -> bool:
-    """Whether the wish lies in what the running forward computes; stubs below a cone's layer still pass by."""
-    if wish.site == "embed":
-        return frame.start == 0
-    return wish.layer is None or wish.layer >= frame.start
-
-
-def _evaluate(wish: Wish, part: Tensor, given: Value | None) -> Tensor:
-    new = given(part) if callable(given) else torch.as_tensor(given)
-    if new is part:
-        return part
-    try:
-        return new.to(device=part.device, dtype=part.dtype).expand_as(part)
-    except RuntimeError:
-        raise ConfigError(
-            f"The patch for '{wish.site}' has shape {tuple(new.shape)}, the place has {tuple(part.shape)}."
-        ) from None

@@ -6,10 +6,9 @@ The measure is wall time over the plain Hugging Face forward in the same round; 
 from __future__ import annotations
 
 import argparse
-import statistics
 
 import torch
-from common import interleaved, ratio, write
+from common import interleaved, report, write
 
 from editlab import LM
 from editlab.data.factbook import passages
@@ -58,13 +57,7 @@ def main() -> None:
             options.rounds,
             warm_up=3,
         )
-    found: dict[str, object] = {}
-    for name, values in seconds.items():
-        middle, low, high = ratio(seconds, name, "plain")
-        found[name] = {"median_s": statistics.median(values), "over_plain": middle, "quartiles": [low, high]}
-        shown = f"{statistics.median(values) * 1e3:7.1f} ms"
-        print(f"{name:17} {shown}   {middle:.3f} x plain  (quartiles {low:.3f}, {high:.3f})")
-    write("capture", found)
+    write("capture", report(seconds, "plain"))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,17 @@ def ratio(seconds: dict[str, list[float]], of: str, to: str) -> tuple[float, flo
     return middle, low, high
 
 
+def report(seconds: dict[str, list[float]], to: str) -> dict[str, object]:
+    """Print and return each piece of work's median time, and its ratio to the piece called `to`."""
+    found: dict[str, object] = {}
+    for name, values in seconds.items():
+        middle, low, high = ratio(seconds, name, to)
+        found[name] = {"median_s": statistics.median(values), f"over_{to}": middle, "quartiles": [low, high]}
+        shown = f"{statistics.median(values) * 1e3:8.1f} ms"
+        print(f"{name:17} {shown}   {middle:.3f} x {to}  (quartiles {low:.3f}, {high:.3f})")
+    return found
+
+
 def write(name: str, found: dict[str, object]) -> None:
     """Keep the numbers with what they depend on."""
     record = {

@@ -7,10 +7,9 @@ third line has both done.
 from __future__ import annotations
 
 import argparse
-import statistics
 
 import torch
-from common import interleaved, ratio, write
+from common import interleaved, report, write
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
@@ -41,13 +40,7 @@ def main() -> None:
         },
         options.rounds,
     )
-    found: dict[str, object] = {}
-    for name, values in seconds.items():
-        middle, low, high = ratio(seconds, name, "transformers")
-        found[name] = {"median_s": statistics.median(values), "over_transformers": middle, "quartiles": [low, high]}
-        shown = f"{statistics.median(values):6.3f} s"
-        print(f"{name:15} {shown}   {middle:.2f} x transformers  (quartiles {low:.2f}, {high:.2f})")
-    write("loading", found)
+    write("loading", report(seconds, "transformers"))
 
 
 if __name__ == "__main__":

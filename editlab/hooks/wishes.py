@@ -1,0 +1,168 @@
+"""What a session is asked for, and how it is served on the tensor that passes by.
+
+A `Wish` is one registered capture or patch. `grant` serves all wishes of one point: it knows tensors and lenses, and
+nothing of modules or of hooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from editlab.errors import ConfigError
+from editlab.hooks.points import At, Frame, Lens, Point, select
+from editlab.hooks.sites import site as lookup
+
+Key = tuple[str, int | None]
+Value = Tensor | float | Callable[[Tensor], Tensor]
+Phase = Literal["prefill", "decode", "all"]
+
+
+@dataclass(eq=False)
+class Wish:
+    """One registered capture or patch; the handle that `Session.remove` takes."""
+
+    kind: Literal["capture", "patch"]
+    site: str
+    layer: int | None
+    point: Point | None  # None: served by the attention tap
+    lens: Lens | None
+    at: At = None
+    value: Value | None = None
+    heads: Tensor | None = None
+    before: bool = False
+    is_mean: bool = False  # `value` is the mean over the running forward's real tokens
+    grad: bool = False
+    copy: bool = True
+    device: torch.device | None = None
+    during: Phase = "prefill"
+    fired: int = 0
+
+
+class Captured(Mapping[Any, Tensor]):
+    """Captured tensors by `[site, layer]`, or `[site]` for a site that exists once."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[Key, Tensor] = {}
+
+    def __getitem__(self, key: Any) -> Tensor:
+        site, layer = key if isinstance(key, tuple) else (key, None)
+        try:
+            return self.tensors[site, layer]
+        except KeyError:
+            have = ", ".join(f"{s}" if n is None else f"{s} {n}" for s, n in self.tensors) or "nothing"
+            raise KeyError(f"'{site}' of layer {layer} was not captured; captured: {have}") from None
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(k if k[1] is not None else k[0] for k in self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+
+@dataclass
+class Output:
+    """What one `run` gave.
+
+    Attributes:
+        logits: (B, T, V) for read="all", (B, V), (B, n, V) or (N, V) at chosen positions, None for read=None.
+        captured: by [site, layer].
+    """
+
+    logits: Tensor | None
+    captured: Captured = field(default_factory=Captured)
+
+    def __getitem__(self, key: Any) -> Tensor:
+        return self.captured[key]
+
+
+def grant(wishes: list[Wish], x: Tensor, frame: Frame, into: Captured) -> Tensor:
+    """Serve `wishes` on the raw tensor `x` of one point; the tensor that the model goes on with.
+
+    Captures of unpatched values come first, then patches in the order they were asked for, then other captures.
+    """
+    for wish in wishes:
+        if wish.kind == "capture" and wish.before:
+            x = _keep(wish, x, frame, into)
+    for wish in wishes:
+        if wish.kind == "patch":
+            x = _apply(wish, x, frame)
+    for wish in wishes:
+        if wish.kind == "capture" and not wish.before:
+            x = _keep(wish, x, frame, into)
+    return x
+
+
+def _keep(wish: Wish, x: Tensor, frame: Frame, into: Captured) -> Tensor:
+    wish.fired += 1
+    value = wish.lens.read(x, frame) if wish.lens else x
+    key = (wish.site, wish.layer)
+    if wish.grad:
+        if value.requires_grad:
+            value.retain_grad()
+        else:
+            # Nothing upstream needs a gradient: start the graph here, and hand on what was kept.
+            value = value.detach().requires_grad_()
+        into.tensors[key] = value
+        value = value.clone() if wish.copy else value  # Falcon would add into what was kept
+        return wish.lens.write(x, value, frame) if wish.lens else value
+    chosen = select(wish.at, frame)
+    kept = value.detach() if chosen is None else value.detach()[chosen]
+    if wish.device is not None:
+        kept = kept.to(wish.device)
+    into.tensors[key] = kept.clone() if wish.copy else kept
+    return x
+
+
+def _apply(wish: Wish, x: Tensor, frame: Frame) -> Tensor:
+    if wish.during != "all" and frame.is_decode != (wish.during == "decode"):
+        return x
+    wish.fired += 1
+    value = wish.lens.read(x, frame) if wish.lens else x
+    chosen = select(wish.at, frame)
+    part = value if chosen is None else value[chosen]
+    given = wish.value
+    if wish.is_mean:
+        real = frame.mask[:, frame.offset : frame.offset + frame.width].bool()
+        given = value[real].mean(0) if wish.heads is None else value[real].mean(0)[wish.heads.to(value.device)]
+    new = _replace(wish, part, given)
+    if chosen is not None:
+        value = value.clone()
+        value[chosen] = new
+        new = value
+    elif new is not part:
+        new = new.clone()  # what was given stays the caller's: Falcon adds into what it gets
+    return wish.lens.write(x, new, frame) if wish.lens else new
+
+
+def _replace(wish: Wish, part: Tensor, given: Value | None) -> Tensor:
+    """The new content of `part`, whose heads stand second to last (or second, under the tap)."""
+    if wish.heads is None:
+        return _evaluate(wish, part, given)
+    heads = wish.heads.to(part.device)
+    dim = 1 if lookup(wish.site).tap else part.dim() - 2
+    inner = part.index_select(dim, heads)
+    return part.index_copy(dim, heads, _evaluate(wish, inner, given))
+
+
+def runs(wish: Wish, frame: Frame) -> bool:
+    """Whether the wish lies in what the running forward computes; stubs below a cone's layer still pass by."""
+    if wish.site == "embed":
+        return frame.start == 0
+    return wish.layer is None or wish.layer >= frame.start
+
+
+def _evaluate(wish: Wish, part: Tensor, given: Value | None) -> Tensor:
+    new = given(part) if callable(given) else torch.as_tensor(given)
+    if new is part:
+        return part
+    try:
+        return new.to(device=part.device, dtype=part.dtype).expand_as(part)
+    except RuntimeError:
+        raise ConfigError(
+            f"The patch for '{wish.site}' has shape {tuple(new.shape)}, the place has {tuple(part.shape)}."
+        ) from None
