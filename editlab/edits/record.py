@@ -42,6 +42,11 @@ def record(
         warnings.append(
             f"the prompt's own key meets only {min(gain):.0%} of the written one; the edit may not fire there"
         )
+    if any(form.is_moved for form in found):
+        warnings.append(
+            "the subject is the first token of the prompt, where nothing specific can be written; for the prompt as "
+            "typed the edit is made at the token after it, and also reaches other subjects in its place"
+        )
     if any(row.straddles for form in found for row in form.rows):
         warnings.append("the subject's last token reaches beyond the subject, so the key depends on what follows")
     info: dict[str, Any] = {
@@ -54,7 +59,8 @@ def record(
         "canonical_gain": gain,
         "jitter": metric.jitter,
         "forms": [form.name for form in found],
-        "first_token": any(row.index == 0 for form in found for row in form.rows),
+        "edited_tokens": [form.rows[0].index for form in found],
+        "first_token": any(form.is_moved for form in found),
         "steps": [len(v.losses) for v in values],
         "losses": [list(v.losses) for v in values],
         "target_nll": [[v.nlls[0], v.nlls[-1]] for v in values],

@@ -7,7 +7,7 @@
 Deviation: the reference code uses the average key in C^-1 k but the bare prompt's key in the denominator, which can
 blow the update up ("disabling edits", arXiv 2403.07175, 2406.11263); here it is one key, as in R-ROME. The two-key
 original is `rome-legacy`. A prompt whose key stands apart in one of its forms (the subject is the very first token, for
-one) brings a second key, and both constraints are met in one solve; such an edit has rank two.
+one; see `targets.py`) brings a second key, and both constraints are met in one solve; such an edit has rank two.
 """
 
 from __future__ import annotations
