@@ -44,10 +44,6 @@ class LM:
         name: what to call it in files and messages.
         adapter: the model's structure, when detection refuses it.
 
-    Attributes:
-        model: the view; a normal Hugging Face model.
-        ledger: the edits, in order.
-
     Raises:
         AdapterError: the structure was not recognised. ModelError: the tokenizer gives no character offsets.
     """
@@ -56,22 +52,41 @@ class LM:
         self, model: nn.Module, tokenizer: Any, *, name: str = "", adapter: ModelAdapter | None = None
     ) -> None:
         self._start(
-            WeightView(model), lambda: tokenizer, name or getattr(model, "name_or_path", "") or "model", adapter
+            lambda: WeightView(model), lambda: tokenizer, name or getattr(model, "name_or_path", "") or "model", adapter
         )
         self.adapter  # noqa: B018  an unsupported model is refused here, not at its first use
         self.tokenizer  # noqa: B018
 
-    def _start(self, view: WeightView, tokenizer: Callable[[], Any], name: str, adapter: ModelAdapter | None) -> None:
-        self._view = view
-        self.model: Any = view.model
-        self.name = name
+    def _start(
+        self, view: Callable[[], WeightView], tokenizer: Callable[[], Any], name: str, adapter: ModelAdapter | None
+    ) -> None:
+        self._make_view = view
         self._read_tokenizer = tokenizer
+        self.name = name
         if adapter is not None:
             self.__dict__["adapter"] = adapter
-        self.ledger = Ledger(view)
         self._lock = threading.RLock()
         self._changed_at: dict[str, int] = {}
-        view.on_change.append(self._note_change)
+
+    @cached_property
+    def _view(self) -> WeightView:
+        with self._lock:
+            if "_view" not in self.__dict__:  # another thread may have been first
+                view = self._make_view()
+                view.on_change.append(self._note_change)
+                self.__dict__["_view"] = view
+            return self.__dict__["_view"]
+
+    @cached_property
+    def model(self) -> Any:
+        """The view: a normal Hugging Face model."""
+        return self._view.model
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The edits, in order."""
+        with self._lock:
+            return self.__dict__.setdefault("ledger", Ledger(self._view))
 
     @cached_property
     def adapter(self) -> ModelAdapter:
@@ -117,7 +132,7 @@ class LM:
             on_step=on_step,
         )
         lm = object.__new__(cls)
-        lm._start(WeightView(found.model), lambda: found.tokenizer, found.name, None)
+        lm._start(lambda: WeightView(found.model), lambda: found.tokenizer, found.name, None)
         return lm
 
     def __repr__(self) -> str:
@@ -319,7 +334,7 @@ class LM:
         """Another LM on the same base with the same edits; what happens to one does not touch the other."""
         with self._lock:
             twin = object.__new__(LM)
-            twin._start(self._view.fork(), lambda: self.tokenizer, self.name, self.adapter)
+            twin._start(self._view.fork, lambda: self.tokenizer, self.name, self.adapter)
             twin.ledger = self.ledger.fork(twin._view)
             return twin
 
@@ -331,7 +346,7 @@ class LM:
             twin = object.__new__(LM)
             view = self._view.fork()
             view.write_all(dict.fromkeys(view.edited))
-            twin._start(view, lambda: self.tokenizer, self.name, self.adapter)
+            twin._start(lambda: view, lambda: self.tokenizer, self.name, self.adapter)
             return twin
 
     # -- files --------------------------------------------------------------------------------------

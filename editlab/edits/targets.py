@@ -13,7 +13,7 @@ change is taken out of the average, and gets a key and a value of its own in the
 At the sink itself nothing specific can be written: the keys of different first tokens are nearly one (layer 5 of
 SmolLM2-135M: a change written at one country's reaches another's at 93 % of its size, and most unrelated answers change
 with it). Such a form is edited at the first token after the subject that is no sink, which has seen the subject by
-attention. That fires and spares unrelated prompts, but it depends on the word that follows, and is still little specific
+attention. That fires and spares unrelated prompts, but it depends on the word that follows, and is little specific
 among subjects in the same place (74 % at another country).
 """
 
