@@ -54,7 +54,10 @@ def register(app: typer.Typer) -> None:
                 subject=country,
                 target_new=known[donor],
                 target_true=known[country],
-                paraphrases=(f"{country}'s capital city is", f"The city that is the capital of {country} is"),
+                paraphrases=(
+                    f"Everyone knows that the capital of {country} is",
+                    f"The city that is the capital of {country} is",
+                ),
                 neighbours=tuple(template.replace("{}", c) for c in others[:4]),
             )
             began = time.perf_counter()
