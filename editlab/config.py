@@ -82,6 +82,8 @@ def _range(field: FieldInfo) -> str:
     if bounds:
         return ", ".join(f"{words[n]} {value}" for n, value in bounds.items())
     names = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+    if get_origin(field.annotation) is dict:
+        return "a mapping"
     is_plain = get_origin(field.annotation) in (None, UnionType)
     return names.get(kinds[0], "") if is_plain and len(kinds) == 1 else str(field.annotation)
 
