@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -21,7 +20,7 @@ from editlab.errors import ConfigError, EditFailed, RequestError
 from editlab.metrics import score_facts
 from editlab.progress import OnStep, StepInfo, silent
 from editlab.report import EditReport, compare
-from editlab.state.files import write_json, write_text
+from editlab.state.files import write_json, write_text, write_whole
 
 if TYPE_CHECKING:
     from editlab.facts import Fact
@@ -133,8 +132,7 @@ def write_run(
     write_text(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
     lm.save_edits(folder)
     records = [record for report in reports for record in report.to_records()]
-    with _whole(folder / "results.parquet") as temporary:
-        pd.DataFrame(records).to_parquet(temporary, index=False)
+    write_whole(folder / "results.parquet", lambda path: pd.DataFrame(records).to_parquet(path, index=False))
     manifest = {
         "schema_version": 1,
         "kind": kind,
@@ -167,13 +165,3 @@ def check_free(folder: Path) -> None:
     """Raise ConfigError if `folder` holds something already."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"'{folder}' is not empty.", "Choose another --out.")
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import Field, PositiveInt
 
 from editlab.config import MethodConfig
+from editlab.errors import RequestError
+from editlab.facts import Fact
 from editlab.hooks.adapter import ModelAdapter
 
 # Published ROME layers by (family, number of layers): kmeng01/rome; Llama-2: EasyEdit.
@@ -42,3 +46,23 @@ class LocateEditSettings(MethodConfig):
     seed: int = Field(0, ge=0, description="seed of the contexts")
     stats_text: str = Field("factbook", description="ordinary text: 'factbook' or a file")
     stats_tokens: int | None = Field(None, ge=1, description="tokens of it; default twenty per key dimension")
+
+
+def edit_layer(adapter: ModelAdapter, settings: LocateEditSettings) -> int:
+    """The layer to edit: the one asked for, or the model's default.
+
+    Raises:
+        ConfigError: there is no such layer.
+    """
+    return adapter.check_layer(default_layer(adapter) if settings.layer is None else settings.layer)
+
+
+def only_fact(facts: Sequence[Fact]) -> Fact:
+    """The one fact of a method that writes one at a time.
+
+    Raises:
+        RequestError: there are none or several.
+    """
+    if len(facts) != 1:
+        raise RequestError(f"ROME writes one fact at a time, {len(facts)} were given.", "Edit them one by one.")
+    return facts[0]

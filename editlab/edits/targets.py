@@ -90,9 +90,8 @@ def forms(lm: LM, fact: Fact, layer: int, settings: LocateEditSettings, metric: 
 
     def form(name: str, members: list[int], n_canonical: int) -> Form:
         n_contexts = len(members) - n_canonical
-        share = 0.5 if n_contexts and n_canonical else 1.0
-        weights = [share / n_canonical] * n_canonical if n_canonical else []
-        weights += [(1.0 if not n_canonical else 1 - share) / max(1, n_contexts)] * n_contexts
+        share = 0.5 if n_contexts and n_canonical else float(n_canonical > 0)  # of the canonical forms
+        weights = [share / max(1, n_canonical)] * n_canonical + [(1 - share) / max(1, n_contexts)] * n_contexts
         w = torch.tensor(weights, dtype=torch.float64, device=states.key.device)
         return Form(
             fact=fact,

@@ -21,7 +21,7 @@ def write_text(path: Path, text: str) -> None:
     def write(temporary: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
 
-    _whole(path, write)
+    write_whole(path, write)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -31,10 +31,11 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file in one step."""
-    _whole(path, lambda temporary: save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata))
+    write_whole(path, lambda temporary: save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata))
 
 
-def _whole(path: Path, write: Callable[[Path], None]) -> None:
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, then put it in place in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:

@@ -18,10 +18,9 @@ import torch
 
 from editlab.edits.preserve import preserving
 from editlab.edits.record import record
-from editlab.edits.settings import LocateEditSettings, default_layer
+from editlab.edits.settings import LocateEditSettings, edit_layer, only_fact
 from editlab.edits.solver import solve
 from editlab.edits.targets import forms, shifts
-from editlab.errors import RequestError
 from editlab.progress import OnStep, silent
 from editlab.state.ledger import Edit
 
@@ -40,11 +39,10 @@ def compute(lm: LM, facts: list[Fact], config: Config, on_step: OnStep = silent)
     Raises:
         RequestError: not exactly one fact. EditFailed: the optimisation diverged or the keys are dependent.
     """
-    if len(facts) != 1:
-        raise RequestError(f"ROME writes one fact at a time, {len(facts)} were given.", "Edit them one by one.")
-    layer = lm.adapter.check_layer(config.layer if config.layer is not None else default_layer(lm.adapter))
+    fact = only_fact(facts)
+    layer = edit_layer(lm.adapter, config)
     metric = preserving(lm, layer, config, on_step)
-    found = forms(lm, facts[0], layer, config, metric)
+    found = forms(lm, fact, layer, config, metric)
     values = shifts(lm, layer, found, config, on_step=on_step)
     keys = torch.stack([form.key for form in found], dim=1)
     residuals = torch.stack(

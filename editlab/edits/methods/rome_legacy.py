@@ -14,10 +14,10 @@ from pydantic import Field, PositiveInt
 
 from editlab.edits.preserve import preserving
 from editlab.edits.record import record
-from editlab.edits.settings import LocateEditSettings, default_layer
+from editlab.edits.settings import LocateEditSettings, edit_layer, only_fact
 from editlab.edits.solver import Update
 from editlab.edits.targets import forms, shifts
-from editlab.errors import EditFailed, RequestError
+from editlab.errors import EditFailed
 from editlab.progress import OnStep, silent
 from editlab.state.ledger import Edit
 
@@ -43,11 +43,10 @@ def compute(lm: LM, facts: list[Fact], config: Config, on_step: OnStep = silent)
     Raises:
         RequestError: not exactly one fact. EditFailed: the two keys are orthogonal.
     """
-    if len(facts) != 1:
-        raise RequestError(f"ROME writes one fact at a time, {len(facts)} were given.", "Edit them one by one.")
-    layer = lm.adapter.check_layer(config.layer if config.layer is not None else default_layer(lm.adapter))
+    fact = only_fact(facts)
+    layer = edit_layer(lm.adapter, config)
     metric = preserving(lm, layer, config, on_step)
-    form = forms(lm, facts[0], layer, config, metric)[0]
+    form = forms(lm, fact, layer, config, metric)[0]
     value = shifts(lm, layer, [form], config, [form.canonical_value.float()], on_step)[0]
     u = metric.solve(form.key[:, None].cpu())[:, 0]
     bare = form.canonical_keys[0].cpu()
