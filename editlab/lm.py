@@ -13,13 +13,14 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from editlab.data.formats import read_fact
 from editlab.errors import ConfigError, EditlabError, ModelError, RequestError
-from editlab.facts import Fact, read_fact
+from editlab.facts import Fact
 from editlab.hooks.adapter import ModelAdapter
 from editlab.hooks.batch import Batch, Span, pad_rows, tokenize
 from editlab.hooks.cone import Cone
@@ -29,6 +30,9 @@ from editlab.progress import OnStep, silent
 from editlab.state.ledger import Entry, Ledger
 from editlab.state.packs import apply_pack, read_pack, save_pack
 from editlab.state.weights import WeightView
+
+if TYPE_CHECKING:
+    from editlab.evaluation.results import Evaluation
 
 # Counts weight changes over all LMs, so that a cone of one fork does not pass for another's.
 _CHANGES = itertools.count(1)
@@ -348,6 +352,28 @@ class LM:
             view.write_all(dict.fromkeys(view.edited))
             twin._start(lambda: view, lambda: self.tokenizer, self.name, self.adapter)
             return twin
+
+    # -- measuring ----------------------------------------------------------------------------------
+
+    def evaluate(
+        self, facts: Iterable[Any] | None = None, *, mode: str = "together", on_step: OnStep = silent, **suite: Any
+    ) -> Evaluation:
+        """Measure this model against its base; see `editlab.evaluation.evaluate.evaluate`.
+
+        Args:
+            facts: facts or rows; those of the ledger's edits by default.
+            suite: settings of the evaluation, such as metrics=("efficacy", "drift").
+
+        Raises:
+            ConfigError: a setting is invalid, or there is nothing to measure.
+        """
+        from editlab.config import build
+        from editlab.evaluation.evaluate import evaluate
+        from editlab.evaluation.suite import Suite
+
+        rows = [read_fact(row, f"Fact {i}") for i, row in enumerate(facts)] if facts is not None else None
+        settings = build(Suite, suite, "the evaluation")
+        return evaluate(self, rows, settings, mode=mode, on_step=on_step)
 
     # -- files --------------------------------------------------------------------------------------
 

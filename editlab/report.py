@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from editlab.metrics import PromptScore, says
+from editlab.evaluation.answers import begins
+from editlab.evaluation.scorer import Scored
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +25,8 @@ class ReportRow:
     """One prompt before and after.
 
     Attributes:
-        p_new, p_true: (before, after) geometric-mean token probability of the targets.
+        p_new, p_true: (before, after) geometric-mean token probability of the targets; p_true is that of a locality
+            question's own answer. None where there is no such target.
         answer: (before, after) greedy continuations.
         is_suggested: the prompt came from editlab, not from the user.
     """
@@ -33,7 +35,7 @@ class ReportRow:
     kind: str
     prompt: str
     answer: tuple[str, str]
-    p_new: tuple[float, float]
+    p_new: tuple[float, float] | None
     p_true: tuple[float, float] | None
     is_suggested: bool = False
 
@@ -60,18 +62,18 @@ class EditReport:
     @property
     def fires(self) -> bool:
         """The edited model says the new target at the rewrite prompt."""
-        return says(self.rows[0].answer[1], self.fact.target_new)
+        return begins(self.rows[0].answer[1], self.fact.target_new)
 
     @property
     def headline(self) -> str:
         """One sentence with the numbers that matter."""
-        rewrite = self.rows[0]
-        kept = [r for r in self.rows if r.kind == "neighbour"]
+        p_before, p_after = self.rows[0].p_new or (float("nan"), float("nan"))
+        kept = [r for r in self.rows if r.kind in ("neighbour", "locality")]
         changed = sum(r.changed for r in kept)
         verdict = "now says" if self.fires else "does NOT yet say"
         return (
             f"{self.fact.text!r}: the model {verdict} {self.fact.target_new!r} "
-            f"(P {rewrite.p_new[0]:.2%} -> {rewrite.p_new[1]:.2%}); "
+            f"(P {p_before:.2%} -> {p_after:.2%}); "
             f"{changed} of {len(kept)} neighbours answer differently; {self.seconds:.1f} s."
         )
 
@@ -84,8 +86,8 @@ class EditReport:
                 "prompt": r.prompt,
                 "answer_before": r.answer[0],
                 "answer_after": r.answer[1],
-                "p_new_before": r.p_new[0],
-                "p_new_after": r.p_new[1],
+                "p_new_before": r.p_new[0] if r.p_new else None,
+                "p_new_after": r.p_new[1] if r.p_new else None,
                 "p_true_before": r.p_true[0] if r.p_true else None,
                 "p_true_after": r.p_true[1] if r.p_true else None,
                 "changed": r.changed,
@@ -138,21 +140,26 @@ class EditReport:
 
 
 def compare(
-    fact: Fact, before: Sequence[PromptScore], after: Sequence[PromptScore], suggested: Sequence[str] = ()
+    fact: Fact, before: Sequence[Scored], after: Sequence[Scored], suggested: Sequence[str] = ()
 ) -> tuple[ReportRow, ...]:
     """Rows from the scores of the same prompts under two states; `suggested` names kinds that editlab filled in."""
     return tuple(
         ReportRow(
             fact=fact.id or fact.subject,
-            kind=b.kind,
-            prompt=b.prompt,
-            answer=(b.answer, a.answer),
-            p_new=(b.p_new, a.p_new),
-            p_true=(b.p_true, a.p_true) if b.p_true is not None and a.p_true is not None else None,
-            is_suggested=b.kind in suggested,
+            kind=b.asked.kind,
+            prompt=b.asked.prompt,
+            answer=(b.answer or "", a.answer or ""),
+            p_new=_both(b, a, "new"),
+            p_true=_both(b, a, "own" if "own" in b.forced else "true"),
+            is_suggested=b.asked.kind in suggested,
         )
         for b, a in zip(before, after, strict=True)
     )
+
+
+def _both(before: Scored, after: Scored, role: str) -> tuple[float, float] | None:
+    p, q = before.p(role), after.p(role)
+    return None if p is None or q is None else (p, q)
 
 
 def _first_line(answer: str) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from editlab.data.suggest import with_suggestions
 from editlab.errors import ConfigError, EditFailed, RequestError
-from editlab.metrics import score_facts
+from editlab.evaluation.scorer import score_facts
 from editlab.progress import OnStep, StepInfo, silent
 from editlab.report import EditReport, compare
 from editlab.state.files import write_json, write_text, write_whole
@@ -133,6 +133,23 @@ def write_run(
     lm.save_edits(folder)
     records = [record for report in reports for record in report.to_records()]
     write_whole(folder / "results.parquet", lambda path: pd.DataFrame(records).to_parquet(path, index=False))
+    edits = {
+        "edits": [
+            {"id": r.entry.id, "fact": r.fact.id or r.fact.subject, "seconds": r.seconds, "fires": r.fires}
+            for r in reports
+        ],
+        "failed": [{"fact": f.fact, "reason": f.reason} for f in failed],
+        "metrics": {
+            "p_new, p_true": "geometric mean of the target's token probabilities, teacher-forced, as typed",
+            "answer": "greedy continuation of 10 tokens, as typed",
+        },
+    }
+    write_manifest(folder, lm, kind, config, edits | dict(extra or {}))
+    return folder
+
+
+def write_manifest(folder: Path, lm: LM, kind: str, config: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
+    """Write what was run, on which weights, with which versions; a folder with it is complete."""
     manifest = {
         "schema_version": 1,
         "kind": kind,
@@ -143,22 +160,12 @@ def write_run(
         "state_hash": lm.state_hash,
         "dtype": str(next(lm.model.parameters()).dtype),
         "device": str(lm.device),
-        "edits": [
-            {"id": r.entry.id, "fact": r.fact.id or r.fact.subject, "seconds": r.seconds, "fires": r.fires}
-            for r in reports
-        ],
-        "failed": [{"fact": f.fact, "reason": f.reason} for f in failed],
-        "metrics": {
-            "p_new, p_true": "geometric mean of the target's token probabilities, teacher-forced, as typed",
-            "answer": "greedy continuation of 10 tokens, as typed",
-        },
+        **extra,
         "versions": {name: version(name) for name in ("editlab", "torch", "transformers")},
         "python": platform.python_version(),
         "system": platform.platform(),
-        **(extra or {}),
     }
     write_json(folder / "manifest.json", manifest)
-    return folder
 
 
 def check_free(folder: Path) -> None:

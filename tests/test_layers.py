@@ -84,6 +84,7 @@ def never(package: str, *forbidden: str) -> Callable[[Import], bool]:
 
 
 METHODS = "editlab.edits.methods"
+LAYOUTS = {f"editlab.data.formats.{page.stem}" for page in (ROOT / "data" / "formats").glob("*.md")}
 RULES: dict[str, Callable[[Import], bool]] = {
     "hooks know torch, transformers and the errors": only("editlab.hooks", "editlab.errors"),
     "state knows hooks, the errors and where the cache is": only(
@@ -95,10 +96,17 @@ RULES: dict[str, Callable[[Import], bool]] = {
     "methods do not import each other": lambda i: (
         within(i.where, METHODS) and within(i.what, METHODS) and i.what not in (METHODS, i.where)
     ),
+    "layouts of files do not import each other": lambda i: i.where in LAYOUTS and i.what in LAYOUTS - {i.where},
     "nobody imports the command line": lambda i: not within(i.where, "editlab.cli") and within(i.what, "editlab.cli"),
     "facts and data know no model": lambda i: (
         within(i.where, "editlab.facts", "editlab.data")
         and within(i.what, "editlab.lm", "editlab.hooks", "editlab.edits", "editlab.state", "torch", "transformers")
+    ),
+    "evaluation measures what it is given": never(
+        "editlab.evaluation", "editlab.edits.methods", "editlab.runs", "editlab.report", "editlab.cli"
+    ),
+    "facts and data are there before anything is measured": lambda i: (
+        within(i.where, "editlab.facts", "editlab.data") and within(i.what, "editlab.evaluation")
     ),
     "errors and progress know nothing of editlab": lambda i: (
         within(i.where, "editlab.errors", "editlab.progress")
@@ -135,6 +143,7 @@ def test_imports_point_down(rule: str) -> None:
         ("edits/keys.py", "from editlab import report", "methods and what they share"),
         ("edits/methods/rome.py", "from editlab.edits.methods import memit", "methods do not"),
         ("edits/methods/rome.py", "from .memit import solve", "methods do not"),
+        ("data/formats/zsre.py", "from editlab.data.formats.known import KnownFact", "layouts of files do not"),
         ("lm.py", "if True:\n    from editlab.cli.console import table", "nobody imports"),
         ("lm.py", "def f():\n    import plotly.graph_objects as go", "optional"),
         ("interop.py", "import nnsight", "optional"),

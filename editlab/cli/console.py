@@ -27,6 +27,8 @@ from editlab.progress import StepInfo
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from editlab.facts import Fact
+
 SCHEMA_VERSION = 1
 LINE_EVERY = 10.0  # seconds between progress lines where no bar can be drawn
 
@@ -103,6 +105,18 @@ class Output:
         if self._steps is not None:
             self._steps.close()
             self._steps = None
+
+
+def read_facts(out: Output, file: Path, skip_malformed: bool) -> list[Fact]:
+    """The facts of a file; what was skipped, and what is odd about rows that were not, is said."""
+    from editlab.data.formats import facts_of, load_records
+
+    loaded = load_records(file, skip_malformed=skip_malformed)
+    if not loaded.report.is_ok:
+        out.warn(f"{loaded.report.text()}\nThey were skipped.")
+    for remark in loaded.report.remarks():
+        out.say(f"{file.name}: {remark}")
+    return facts_of(loaded)
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

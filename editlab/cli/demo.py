@@ -26,9 +26,10 @@ def register(app: typer.Typer) -> None:
         """Edit a fact that the model knows, show what changed, undo it, and prove that nothing is left."""
         from editlab.data.factbook import capitals
         from editlab.data.suggest import WELL_KNOWN
+        from editlab.evaluation.answers import begins
+        from editlab.evaluation.scorer import continuations
         from editlab.facts import Fact
         from editlab.lm import LM
-        from editlab.metrics import answers, says
         from editlab.runs import edit_and_measure, run_folder, write_run
 
         with Output(as_json=as_json, quiet=quiet) as out:
@@ -42,8 +43,8 @@ def register(app: typer.Typer) -> None:
             known = dict(capitals())
             asked = [c for c in WELL_KNOWN if c in known]
             template = "The capital of {} is"
-            said = answers(lm, [template.replace("{}", c) for c in asked])
-            knows = [c for c, answer in zip(asked, said, strict=True) if says(answer, known[c])]
+            said = continuations(lm, [template.replace("{}", c) for c in asked])
+            knows = [c for c, answer in zip(asked, said, strict=True) if begins(answer, known[c])]
             out.say(f"It knows {len(knows)} of {len(asked)} capitals asked: {', '.join(knows)}.")
             if len(knows) < 3:
                 raise EditFailed(f"{lm.name} knows too few capitals for the demo.", "Try another --model.")
@@ -75,7 +76,7 @@ def register(app: typer.Typer) -> None:
             lm.undo()
             identical = lm.state_hash == lm.base_hash
             seconds["undo"] = time.perf_counter() - began
-            again = answers(lm, [fact.text])[0].strip().split("\n")[0]
+            again = continuations(lm, [fact.text])[0].strip().split("\n")[0]
             if not (identical and report.fires):
                 raise EditFailed("The demo did not go as it should: " + report.headline)
             lines = [

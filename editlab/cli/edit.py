@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from editlab.cli import options
-from editlab.cli.console import Output
+from editlab.cli.console import Output, read_facts
 from editlab.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,6 +37,9 @@ def register(app: typer.Typer) -> None:
             list[str] | None, typer.Option("--neighbour", help="A prompt that must keep its answer; repeatable.")
         ] = None,
         file: Annotated[Path | None, typer.Option("--file", help="Facts, one JSON object a line.")] = None,
+        skip_malformed: Annotated[
+            bool, typer.Option("--skip-malformed", help="With --file: report malformed rows and go on without them.")
+        ] = False,
         mode: Annotated[
             str, typer.Option("--mode", help="With --file: single (undo each) or sequential (keep all).")
         ] = "single",
@@ -62,7 +65,12 @@ def register(app: typer.Typer) -> None:
             settings |= {k: v for k, v in (("layer", layer), ("seed", seed)) if v is not None}
             # All that can be wrong without the model is found before it is loaded.
             build(registry.get(method).Config, settings, f"method '{method}'")
-            facts = _facts(file, prompt, subject, target, true, paraphrase, neighbour)
+            if file is None:
+                facts = [_one_fact(prompt, subject, target, true, paraphrase, neighbour)]
+            elif prompt or subject or target or true or paraphrase or neighbour:
+                raise ConfigError("--file and the options of a single fact exclude each other.", "Give one of them.")
+            else:
+                facts = read_facts(out, file, skip_malformed)
             if mode not in ("single", "sequential"):
                 raise ConfigError(f"Mode '{mode}' is not known.", "Use single or sequential.")
             if run is not None:
@@ -78,21 +86,16 @@ def register(app: typer.Typer) -> None:
             _edit(out, lm, facts, method, settings, mode if file else None, run)
 
 
-def _facts(
-    file: Path | None,
+def _one_fact(
     prompt: str | None,
     subject: str | None,
     target: str | None,
     true: str | None,
     paraphrases: list[str] | None,
     neighbours: list[str] | None,
-) -> list[Fact]:
-    from editlab.facts import load_facts, read_fact
+) -> Fact:
+    from editlab.data.formats import read_fact
 
-    if file is not None:
-        if prompt or subject or target or true or paraphrases or neighbours:
-            raise ConfigError("--file and the options of a single fact exclude each other.", "Give one of them.")
-        return load_facts(file)
     missing = [n for n, v in (("--prompt", prompt), ("--subject", subject), ("--target", target)) if v is None]
     if missing:
         raise ConfigError(f"{', '.join(missing)} missing.", "Give --prompt, --subject and --target, or --file.")
@@ -104,7 +107,7 @@ def _facts(
         "paraphrases": paraphrases or [],
         "neighbours": neighbours or [],
     }
-    return [read_fact(row)]
+    return read_fact(row)
 
 
 def _edit(

@@ -6,7 +6,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -109,7 +109,64 @@ def runs() -> Listing:
     )
 
 
-KINDS: dict[str, Callable[[], Listing]] = {"methods": methods, "models": models, "runs": runs}
+def formats() -> Listing:
+    """The layouts of files that are read; `editlab cat NAME` describes one."""
+    from editlab.data.formats import layouts
+
+    rows = [
+        {
+            "name": layout.name,
+            "title": layout.title,
+            "holds": layout.holds,
+            "known_by": list(layout.marks),
+            "source": layout.source,
+        }
+        for layout in layouts().values()
+    ]
+    shown = [{**row, "known_by": ", ".join(row["known_by"])} for row in rows]
+    return Listing(rows, ["name", "title", "holds", "known_by"], shown=shown)
+
+
+def metrics() -> Listing:
+    """The metrics; `editlab cat NAME` prints one's card."""
+    from editlab.evaluation.metrics import families
+
+    rows = [
+        {"family": family, **asdict(metric.card), "aliases": list(metric.card.aliases)}
+        for family, found in families().items()
+        for metric in found
+    ]
+    return Listing(rows, ["name", "family", "better", "decoding", "title"])
+
+
+def relations() -> Listing:
+    """The relations that need no network, with what their rules leave out."""
+    from editlab.data import relations as known
+
+    rows: list[dict[str, Any]] = [
+        {
+            "name": relation.name,
+            "title": relation.title,
+            "rows": len(relation.rows),
+            "stems": len(relation.stems),
+            "closed": relation.is_closed,
+            "excluded": dict(relation.excluded),
+            "example": f"{known.fill(relation.stems[0], relation.rows[0].subject)} {relation.rows[0].answer}",
+        }
+        for relation in known.relations().values()
+    ]
+    shown = [{**row, "excluded": sum(row["excluded"].values())} for row in rows]
+    return Listing(rows, ["name", "rows", "excluded", "stems", "example"], shown=shown)
+
+
+KINDS: dict[str, Callable[[], Listing]] = {
+    "formats": formats,
+    "methods": methods,
+    "metrics": metrics,
+    "models": models,
+    "relations": relations,
+    "runs": runs,
+}
 
 
 def register(app: typer.Typer) -> None:

@@ -1,20 +1,27 @@
-"""`editlab validate`: everything wrong with a facts file or a settings file, without loading a model."""
+"""`editlab validate`: everything wrong with a file of records or of settings, without loading a model."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from editlab.cli import options
 from editlab.cli.console import Output
+from editlab.errors import RequestError
 
 
 def register(app: typer.Typer) -> None:
     @app.command()
     def validate(
-        file: Annotated[Path, typer.Argument(help="Facts (.jsonl, .json), settings (.yaml), or a run or pack folder.")],
+        file: Annotated[
+            Path,
+            typer.Argument(
+                help="Records in any layout of 'editlab ls formats', text, settings (.yaml), or a run or pack folder."
+            ),
+        ],
         method: Annotated[str, typer.Option("--method", help="Whose settings a .yaml file holds.")] = "rome",
         as_json: options.Json = False,
         quiet: options.Quiet = False,
@@ -36,9 +43,29 @@ def register(app: typer.Typer) -> None:
                 build(registry.get(method).Config, load_yaml(file), f"method '{method}'")
                 out.result({"file": str(file), "kind": "settings"}, f"{file}: settings of {method} are valid.")
             else:
-                from editlab.facts import load_facts
+                _records(out, file)
 
-                facts = load_facts(file)
-                out.result(
-                    {"file": str(file), "kind": "facts", "facts": len(facts)}, f"{file}: {len(facts)} facts are valid."
-                )
+
+def _records(out: Output, file: Path) -> None:
+    from editlab.data.formats import check, layouts
+
+    report = check(file)
+    data: dict[str, Any] = {
+        "file": str(file),
+        "kind": report.holds,
+        "layout": report.layout or None,
+        "rows": report.rows,
+        "records": report.records,
+        "notes": report.remarks(),
+    }
+    if report.is_ok:
+        title = f" ({layouts()[report.layout].title})" if report.layout else ""
+        lines = [f"{file}: {report.records} {report.holds} are valid{title}.", *report.remarks()]
+        out.result(data, "\n".join(lines))
+        return
+    problem = RequestError(report.text(), "Correct them, or leave the rows out.")
+    if not out.as_json:
+        raise problem
+    error = {"what": problem.what, "fix": problem.fix, "code": problem.exit_code}
+    out.result(data | {"problems": [asdict(p) for p in report.problems], "error": error})
+    raise typer.Exit(problem.exit_code)

@@ -30,8 +30,9 @@ from scipy.stats import binomtest
 from editlab import LM, Fact
 from editlab.config import parse_overrides
 from editlab.data.factbook import capitals
-from editlab.facts import load_facts
-from editlab.metrics import mean_nll, says, score_facts
+from editlab.data.formats import load_facts
+from editlab.evaluation.answers import begins
+from editlab.evaluation.scorer import force, score_facts
 
 FORMS = {"bare": False, "sink": True}
 
@@ -43,9 +44,9 @@ def preferred(lm: LM, facts: list[Fact], n: int) -> list[Fact]:
         chunk = [f for f in facts[i : i + 20] if f.target_true]
         ok = [True] * len(chunk)
         for sink in FORMS.values():
-            new = mean_nll(lm, [(f.text, f.target_new) for f in chunk], sink=sink)
-            true = mean_nll(lm, [(f.text, str(f.target_true)) for f in chunk], sink=sink)
-            ok = [o and t < w for o, t, w in zip(ok, true, new, strict=True)]
+            new = force(lm, [(f.text, f.target_new) for f in chunk], sink=sink)
+            true = force(lm, [(f.text, str(f.target_true)) for f in chunk], sink=sink)
+            ok = [o and t.nll < w.nll for o, t, w in zip(ok, true, new, strict=True)]
         kept += [f for f, o in zip(chunk, ok, strict=True) if o]
         if len(kept) >= n:
             break
@@ -83,17 +84,17 @@ def measure(lm: LM, facts: list[Fact], settings: dict[str, Any], group: str, con
         seconds.append(time.perf_counter() - began)
         for form, sink in FORMS.items():
             for old, new in zip(before[form][i], score_facts(lm, [fact], sink=sink)[0], strict=True):
-                if new.kind == "neighbour":
+                if new.asked.kind == "neighbour":
                     # A neighbour of these made-up facts has another true answer: it counts as kept if it is said still.
-                    kept = new.p_true > new.p_new if group == "given" else new.answer[:12] == old.answer[:12]
-                    was = old.p_true > old.p_new if group == "given" else True
+                    kept = new.p("true") > new.p("new") if group == "given" else new.answer[:12] == old.answer[:12]
+                    was = old.p("true") > old.p("new") if group == "given" else True
                     counts[f"neighbourhood before, {form}"].append(was)
                     counts[f"neighbourhood after, {form}"].append(kept)
                 else:
-                    name = "efficacy" if new.kind == "rewrite" else "paraphrase"
-                    counts[f"{name}, {form}"].append(new.p_new > new.p_true)
-                    if new.kind == "rewrite":
-                        counts[f"says it, {form}"].append(says(new.answer, fact.target_new))
+                    name = "efficacy" if new.asked.kind == "rewrite" else "paraphrase"
+                    counts[f"{name}, {form}"].append(new.p("new") > new.p("true"))
+                    if new.asked.kind == "rewrite":
+                        counts[f"says it, {form}"].append(begins(new.answer, fact.target_new))
         forms = "+".join(entry.edit.info["forms"])
         console.print(
             f"{i + 1:3} {fact.subject} -> {fact.target_new}: {seconds[-1]:.1f} s, keys {forms}", highlight=False

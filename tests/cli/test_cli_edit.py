@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,116 +14,15 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from cli_fixtures import FACT, PROMPTS, ROWS, Cli
 from safetensors.torch import load_file
-from tiny_lm import make_lm
 from transformers.pytorch_utils import Conv1D
 
 from editlab import registry, runs
-from editlab.cli.__main__ import run
 from editlab.edits import targets
 from editlab.errors import EditFailed
 from editlab.lm import LM
-from editlab.models.quiet import quiet_transformers
 from editlab.state.packs import read_pack
-
-WORDS = ("old", "town", "river", "people", "sea", "many", "years", "made", "new", "stone", "by", "the")
-FACT = ["--prompt", "The capital of {} is", "--subject", "Vinland", "--target", "Rome"]
-PROMPTS = ["The capital of Vinland is", "The river"]
-ROWS = [
-    {"id": "one", "prompt": "The capital of {} is", "subject": "Vinland", "target_new": "Rome", "target_true": "Oslo"},
-    {"id": "two", "prompt": "{} plays the", "subject": "Anna", "target_new": "harp", "neighbours": ["Otto plays the"]},
-    {"id": "three", "prompt": "The sea by {} is", "subject": "Thule", "target_new": "green"},
-]
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A command line that was run."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """Standard output, which must be one JSON object on one line and nothing else."""
-        assert self.out.count("\n") == 1
-        data: dict[str, Any] = json.loads(self.out, parse_constant=pytest.fail)
-        assert data.pop("schema_version") == 1
-        return data
-
-
-Cli = Callable[..., Ended]
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a tiny model of some family, made once."""
-    root = tmp_path_factory.mktemp("models")
-
-    def of(family: str = "llama") -> Path:
-        folder = root / family
-        if not folder.exists():
-            with quiet_transformers():
-                make_lm(family).save_pretrained(folder)
-        return folder
-
-    return of
-
-
-@pytest.fixture(scope="session")
-def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Statistics and contexts of the tiny models, computed once for this file."""
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture
-def cli(tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    monkeypatch.setenv("EDITLAB_CACHE", str(shared_cache))
-    monkeypatch.delenv("EDITLAB_DEBUG", raising=False)
-    monkeypatch.delenv("EDITLAB_MODEL", raising=False)
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> Ended:
-        capsys.readouterr()
-        code = run([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err + captured.out
-        return Ended(code, captured.out, captured.err)
-
-    return call
-
-
-@pytest.fixture(scope="session")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Overrides that make an edit of a tiny model a matter of milliseconds."""
-    g = torch.Generator().manual_seed(0)
-    lines = [" ".join(WORDS[i] for i in torch.randint(len(WORDS), (12,), generator=g)) for _ in range(200)]
-    text = tmp_path_factory.mktemp("text") / "text.txt"
-    text.write_text("\n\n".join(lines))
-    settings = "layer=1 lr=0.3 steps=6 clamp=2 stats_tokens=1500"
-    return [*settings.split(), "contexts={6: 2}", f"stats_text={text}"]
-
-
-@pytest.fixture
-def facts(tmp_path: Path) -> Path:
-    path = tmp_path / "facts.jsonl"
-    path.write_text("\n".join(json.dumps(row) for row in ROWS))
-    return path
-
-
-@pytest.fixture
-def run_of(cli: Cli, model: Callable[..., Path], quick: list[str], facts: Path, tmp_path: Path) -> Callable[..., Path]:
-    """A run folder with edits: of one fact, or of the file of three."""
-
-    def make(family: str = "llama", mode: str = "", name: str = "made") -> Path:
-        folder = tmp_path / name
-        what = ["--file", facts, "--mode", mode] if mode else FACT
-        ended = cli("edit", *what, "--model", model(family), "--out", folder, "-q", "--json", *quick)
-        assert ended.code == 0, ended
-        return folder
-
-    return make
 
 
 def loaded(folder: Path) -> LM:
@@ -238,10 +136,10 @@ def test_a_file_in_sequence_keeps_every_edit(
     lm = loaded(model())
     lm.load_edits(folder)
     table = pd.read_parquet(folder / "results.parquet")
-    from editlab.facts import load_facts
-    from editlab.metrics import score_facts
+    from editlab.data.formats import load_facts
+    from editlab.evaluation.scorer import score_facts
 
-    p = [s.p_new for scores in score_facts(lm, load_facts(facts)) for s in scores]
+    p = [s.p("new") for scores in score_facts(lm, load_facts(facts)) for s in scores]
     assert table["p_new_after"].tolist() == pytest.approx(p, rel=1e-4)
 
 
@@ -499,8 +397,9 @@ def test_validate_accepts_what_is_valid(
     settings = tmp_path / "settings.yml"
     settings.write_text("steps: 3\ncontexts: {5: 2}\n")
     monkeypatch.setattr(LM, "from_pretrained", lambda *a, **k: pytest.fail("a model was loaded"))
-    assert cli("validate", facts, "--json").data == {"file": str(facts), "kind": "facts", "facts": 3}
-    assert cli("validate", facts).out == f"{facts}: 3 facts are valid.\n"
+    data = cli("validate", facts, "--json").data
+    assert (data["kind"], data["layout"], data["records"]) == ("facts", "rows", 3)
+    assert cli("validate", facts).out == f"{facts}: 3 facts are valid (editlab's own rows).\n"
     assert cli("validate", settings, "--json").data["kind"] == "settings"
     assert cli("validate", folder, "--json").data == {"file": str(folder), "kind": "pack", "edits": 3}
 
@@ -592,7 +491,7 @@ BAD = {
     'edit --model {model} --prompt "{{}} is" --subject Vinland --target " "': (2, "target_new: must not be empty"),
     'edit --model {model} --prompt "{{}} is" --subject Vinland': (2, "--target missing"),
     "edit --model {model}": (2, "--prompt, --subject, --target missing"),
-    f"{ONE} --paraphrase ''": (2, "paraphrases: holds an empty prompt"),
+    f"{ONE} --paraphrase ''": (2, "paraphrases.0: must not be empty"),
     f"{ONE} --file {{facts}}": (2, "exclude each other"),
     "edit --model {model} --file {facts} --true Oslo": (2, "exclude each other"),
     f"{ONE} --method roem": (2, "Did you mean 'rome'?"),

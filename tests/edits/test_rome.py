@@ -87,29 +87,29 @@ def test_without_contexts_the_block_output_is_shifted_by_exactly_delta(quick):
 
 
 def test_the_edit_raises_the_target_and_the_report_numbers_agree(quick):
-    from editlab.metrics import mean_nll
+    from editlab.evaluation.scorer import force
 
     lm = make_lm("llama")
-    before = mean_nll(lm, [("The capital of Vinland is", "Rome")])[0]
+    before = force(lm, [("The capital of Vinland is", "Rome")])[0].nll
     entry = lm.edit(ROW, **(quick | {"steps": 25}))
-    after = mean_nll(lm, [("The capital of Vinland is", "Rome")])[0]
+    after = force(lm, [("The capital of Vinland is", "Rome")])[0].nll
     assert after < before - 0.5
     first, last = entry.edit.info["target_nll"][0]
     assert last < first
 
 
 def test_a_subject_that_is_the_first_token_gets_a_key_of_its_own_and_fires(quick):
-    from editlab.metrics import mean_nll
+    from editlab.evaluation.scorer import force
 
     lm = make_lm("llama")
     pair = [("A is found in", "Rome")]
-    before = [mean_nll(lm, pair, sink=s)[0] for s in (False, True)]
+    before = [force(lm, pair, sink=s)[0].nll for s in (False, True)]
     entry = lm.edit(FIRST, **(quick | {"steps": 25}))
     assert entry.edit.info["first_token"] and "bare" in entry.edit.info["forms"]
     assert entry.edit.info["rank"] == len(entry.edit.info["forms"])
     assert min(entry.edit.info["canonical_gain"]) > 0.45
     for sink, nll in zip((False, True), before, strict=True):
-        assert mean_nll(lm, pair, sink=sink)[0] < nll - 0.2
+        assert force(lm, pair, sink=sink)[0].nll < nll - 0.2
 
 
 def test_legacy_meets_its_constraint_at_the_prompt_s_key_and_not_at_the_average(quick):

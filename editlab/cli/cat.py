@@ -1,0 +1,55 @@
+"""`editlab cat NAME`: one of the pages that come with the package, or a metric's card."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from typing import Annotated
+
+import typer
+
+from editlab.cli import options
+from editlab.cli.console import Output
+from editlab.errors import UnknownName, did_you_mean
+
+# Packages whose .md files are pages, by what the pages are about.
+PAGES = {"format": "editlab.data.formats", "guide": "editlab.evaluation", "facts": "editlab.data.relations"}
+
+
+def pages() -> dict[str, tuple[str, Traversable]]:
+    """The kind and the file of every page, by name; a README is called as its package is."""
+    return {
+        (package.rpartition(".")[2] if page.name == "README.md" else page.name.removesuffix(".md")): (kind, page)
+        for kind, package in PAGES.items()
+        for page in files(package).iterdir()
+        if page.name.endswith(".md")
+    }
+
+
+def register(app: typer.Typer) -> None:
+    @app.command()
+    def cat(
+        name: Annotated[str, typer.Argument(help="A format, a metric (see 'editlab ls'), 'scoring' or 'relations'.")],
+        as_json: options.Json = False,
+        quiet: options.Quiet = False,
+    ) -> None:
+        """Print the page about a file format, a metric's card, or how we score."""
+        with Output(as_json=as_json, quiet=quiet) as out:
+            known = pages()
+            plain = name.strip().lower().replace("_", "-")
+            if plain in known:
+                kind, page = known[plain]
+                text = page.read_text(encoding="utf-8").rstrip()
+            else:
+                kind, text = "metric", _card(name, list(known))
+            out.result({"name": plain, "kind": kind, "text": text}, text)
+
+
+def _card(name: str, pages: list[str]) -> str:
+    from editlab.evaluation import metrics
+
+    try:
+        return metrics.find(name.strip().replace("-", "_")).card.text()
+    except UnknownName:
+        known = [*pages, *metrics.all_metrics()]
+        raise UnknownName(f"There is no page or metric '{name}'.", did_you_mean(name, known)) from None

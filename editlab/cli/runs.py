@@ -1,0 +1,56 @@
+"""`editlab runs`: look at results that are already on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from editlab.cli import options
+from editlab.cli.console import Output
+
+Folder = Annotated[Path, typer.Argument(help="Folder that 'editlab eval' wrote.")]
+
+
+def register(app: typer.Typer) -> None:
+    runs = typer.Typer(help="Show and compare results on disk.", no_args_is_help=True)
+    app.add_typer(runs, name="runs")
+
+    @runs.command()
+    def show(folder: Folder, as_json: options.Json = False, quiet: options.Quiet = False) -> None:
+        """Show an evaluation again."""
+        from editlab.evaluation.results import Evaluation
+
+        with Output(as_json=as_json, quiet=quiet) as out:
+            found = Evaluation.load(folder)
+            out.show(found.table())
+            if found.matrix is not None:
+                from editlab.evaluation.sequence import retention
+
+                out.show(retention(found.matrix).to_string(index=False))
+            out.result({"folder": str(folder), **found.to_json()})
+
+    @runs.command()
+    def compare(
+        a: Folder, b: Folder, seed: options.Seed = 0, as_json: options.Json = False, quiet: options.Quiet = False
+    ) -> None:
+        """Compare two evaluations metric by metric, with a paired test over the facts that both have."""
+        from editlab.evaluation.compare import compare as compare_evaluations
+        from editlab.evaluation.results import Evaluation
+
+        with Output(as_json=as_json, quiet=quiet) as out:
+            found = compare_evaluations(Evaluation.load(a), Evaluation.load(b), seed=seed)
+            for remark in found.remarks:
+                out.warn(remark)
+            out.show(found.table())
+            different = {name: list(values) for name, values in found.settings.items()}
+            out.result(
+                {
+                    "a": str(a),
+                    "b": str(b),
+                    "differences": [d.to_record() for d in found.differences],
+                    "settings": different,
+                },
+                "".join(f"{name}: {x} | {y}\n" for name, (x, y) in found.settings.items()).rstrip(),
+            )

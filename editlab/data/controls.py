@@ -1,0 +1,28 @@
+"""Prompts about nothing in particular, to see whether an edit moved what it had no business with."""
+
+CONTROLS = (
+    "The sun rises in the",
+    "Water freezes at a temperature of zero degrees",
+    "She opened the window because the room was too",
+    "A week has seven days, and a year has twelve",
+    "The children went to school and then came back",
+    "Two plus two equals",
+    "Thank you very much for your",
+    "He put the book back on the",
+    "The opposite of hot is",
+    "In winter the days are short and the nights are",
+    "She has a brother and a",
+    "To bake bread you need flour, water, yeast and",
+    "The doctor told him to take the medicine twice a",
+    "Once upon a time there was a",
+    "Cats and dogs are popular",
+    "It started to rain, so we took an",
+    "The train arrives at half past",
+    "Please close the door behind",
+    "Bees make honey and cows give",
+    "The first letter of the alphabet is",
+    "I would like a cup of",
+    "Red, green and blue are",
+    "The meeting was moved from Monday to",
+    "If you have any questions, do not hesitate to",
+)

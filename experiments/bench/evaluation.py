@@ -1,0 +1,105 @@
+"""Scoring CounterFact records: editlab's batched scorer beside one prompt and one target at a time.
+
+Both give, for every rewrite, paraphrase and neighbour prompt, the likelihoods of the new and of the true target and a
+greedy answer of ten tokens. The one-by-one scorer is what a careful script does: one forward pass per prompt and target
+on the plain Hugging Face model, and its `generate` (with KV cache) per prompt. Largest difference of the likelihoods
+and differing answers are printed with the times.
+
+    python experiments/bench/evaluation.py counterfact.json --records 200
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from common import write
+
+from editlab import LM
+from editlab.data.formats import load_facts
+from editlab.edits.rows import target_ids
+from editlab.evaluation.questions import Asked, asked
+from editlab.evaluation.scorer import continuations, force
+
+KINDS = ("rewrite", "paraphrase", "neighbour")
+NEW_TOKENS = 10
+
+
+@torch.no_grad()
+def one_by_one(lm: LM, questions: list[Asked]) -> tuple[list[float], float]:
+    """Likelihoods, and the seconds they took."""
+    began = time.perf_counter()
+    out = []
+    for q in questions:
+        for target in q.targets.values():
+            prompt, wanted = target_ids(lm, q.prompt, target, sink=False)
+            logits = lm.model(torch.tensor([[*prompt, *wanted[:-1]]])).logits[0, len(prompt) - 1 :]
+            out.append(-float(logits.log_softmax(-1)[range(len(wanted)), wanted].mean()))
+    return out, time.perf_counter() - began
+
+
+@torch.no_grad()
+def one_by_one_answers(lm: LM, questions: list[Asked]) -> tuple[list[str], float]:
+    began = time.perf_counter()
+    out = []
+    for q in questions:
+        ids = torch.tensor([lm.tokens(q.prompt)[0]])
+        new = lm.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0
+        )[0, ids.shape[1] :]
+        out.append(lm.tokenizer.decode(new, skip_special_tokens=True))
+    return out, time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("facts", type=Path)
+    parser.add_argument("--records", type=int, default=200)
+    parser.add_argument("--model")
+    options = parser.parse_args()
+    lm = LM.from_pretrained(options.model)
+    facts = load_facts(options.facts)[: options.records]
+    questions = asked(facts, KINDS)
+    force(lm, [("warm", "up")])
+    lm.generate(["warm up"], 2)
+    pairs = [(q.prompt, target) for q in questions for target in q.targets.values()]
+    print(f"{lm.name}: {len(facts)} records, {len(questions)} prompts, {len(pairs)} likelihoods")
+
+    began = time.perf_counter()
+    fast = [f.nll for f in force(lm, pairs)]
+    seconds = {"likelihoods, batched": time.perf_counter() - began}
+    slow, seconds["likelihoods, one by one"] = one_by_one(lm, questions)
+    began = time.perf_counter()
+    said = continuations(lm, [q.prompt for q in questions], max_new_tokens=NEW_TOKENS)
+    seconds["answers, batched"] = time.perf_counter() - began
+    alone, seconds["answers, one by one"] = one_by_one_answers(lm, questions)
+
+    worst = max(abs(a - b) for a, b in zip(fast, slow, strict=True))
+    differing = sum(a != b for a, b in zip(said, alone, strict=True))
+    ratios = {part: seconds[f"{part}, one by one"] / seconds[f"{part}, batched"] for part in ("likelihoods", "answers")}
+    whole = sum(v for k, v in seconds.items() if "one by one" in k) / sum(
+        v for k, v in seconds.items() if "batched" in k
+    )
+    for name, value in seconds.items():
+        print(f"{name:26}{value:8.1f} s")
+    for part, times in ratios.items():
+        print(f"{part}: {times:.1f}x faster")
+    print(f"together: {whole:.1f}x faster")
+    print(f"largest difference of a likelihood {worst:.1e}; {differing} of {len(said)} answers differ")
+    write(
+        "evaluation",
+        {
+            "records": len(facts),
+            "prompts": len(questions),
+            "seconds": seconds,
+            "faster": {**ratios, "together": whole},
+            "largest_difference": worst,
+            "answers_that_differ": differing,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+"""Every metric against values worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from editlab import Fact
+from editlab.errors import UnknownName
+from editlab.evaluation import metrics
+from editlab.evaluation.answers import begins, first_sentence, is_exactly, normalised, position, prefers
+from editlab.evaluation.cards import FactMetric, JointMetric, ModelMetric
+from editlab.evaluation.metrics.counterfact import harmonic
+from editlab.evaluation.metrics.fluency import ngram_entropy
+from editlab.evaluation.questions import KINDS, Asked, asked, negated
+from editlab.evaluation.scorer import Forced, Scored
+
+FACT = Fact(
+    prompt="The capital of {} is",
+    subject="France",
+    target_new="Rome",
+    target_true="Paris",
+    paraphrases=("France has the capital",),
+    neighbours=("The capital of Gaul is",),
+    attributes=("The capital of Italy is",),
+    locality=({"prompt": "The river of France is the", "answers": ["Seine", "Loire"], "name": "river"},),
+    portability=({"prompt": "The mayor of the capital of France works in", "answers": ["Rome"], "name": "hop"},),
+)
+
+
+def forced(p: float, target: tuple[int, ...] = (1,), predicted: tuple[int, ...] | None = None) -> Forced:
+    return Forced(-math.log(p), target, target if predicted is None else predicted)
+
+
+def scored(kind: Any, answer: str | None = None, name: str = "", accepted: tuple[str, ...] = (), **p: Any) -> Scored:
+    roles = {role: value if isinstance(value, Forced) else forced(value) for role, value in p.items()}
+    texts = {"new": "Rome", "true": "Paris", "own": accepted[0] if accepted else "Seine", "yes": "true", "no": "false"}
+    return Scored(Asked(0, kind, "?", {r: texts[r] for r in roles}, accepted, name), roles, answer)
+
+
+def value(name: str, now: dict[Any, list[Scored]], base: dict[Any, list[Scored]] | None = None) -> float | None:
+    metric = metrics.find(name)
+    assert isinstance(metric, FactMetric)
+    return metric.value(now, now if base is None else base)
+
+
+def test_counterfact_on_three_records_by_hand() -> None:
+    # P(new), P(true) at the rewrite prompt, at two paraphrases and at two neighbours.
+    records = [
+        ((0.6, 0.1), [(0.5, 0.2), (0.1, 0.2)], [(0.1, 0.4), (0.3, 0.2)]),
+        ((0.2, 0.3), [(0.3, 0.1), (0.3, 0.1)], [(0.1, 0.2), (0.1, 0.9)]),
+        ((0.9, 0.05), [(0.7, 0.1), (0.2, 0.1)], [(0.6, 0.2), (0.5, 0.4)]),
+    ]
+    facts = [
+        {
+            kind: [scored(kind, new=new, true=true) for new, true in found]
+            for kind, found in (("rewrite", [rewrite]), ("paraphrase", paraphrases), ("neighbour", neighbours))
+        }
+        for rewrite, paraphrases, neighbours in records
+    ]
+    by_hand = {
+        "ES": [1, 0, 1],
+        "PS": [0.5, 1, 1],
+        "NS": [0.5, 1, 0],
+        "EM": [0.5, -0.1, 0.85],
+        "PM": [0.1, 0.2, 0.35],
+        "NM": [0.1, 0.45, -0.25],
+    }
+    for name, expected in by_hand.items():
+        assert [value(name, f) for f in facts] == pytest.approx(expected), name
+    es, ps, ns = 2 / 3, 2.5 / 3, 1.5 / 3
+    assert float(harmonic(*map(np.array, (es, ps, ns)))) == pytest.approx(3 / (1 / es + 1 / ps + 1 / ns))
+
+
+def test_the_harmonic_mean_is_zero_if_any_term_is() -> None:
+    assert float(harmonic(np.array(1.0), np.array(0.0), np.array(0.9))) == 0
+
+
+def test_a_tie_is_no_success_either_way() -> None:
+    tie = {"rewrite": [scored("rewrite", new=0.3, true=0.3)], "neighbour": [scored("neighbour", new=0.3, true=0.3)]}
+    assert value("efficacy", tie) == value("neighbourhood", tie) == 0
+
+
+def test_argmax_needs_every_token_and_token_accuracy_gives_credit() -> None:
+    half = forced(0.2, (5, 6), (5, 9))
+    now = {"rewrite": [scored("rewrite", new=half)]}
+    assert value("efficacy_argmax", now) == 0
+    assert value("rewrite_acc", now) == value("zsre_efficacy", now) == 0.5
+
+
+def test_facts_without_the_questions_have_no_value() -> None:
+    bare = {"rewrite": [scored("rewrite", new=0.2)]}
+    for name, metric in metrics.all_metrics().items():
+        if isinstance(metric, FactMetric) and name not in (
+            "efficacy_argmax",
+            "efficacy_exact",
+            "efficacy_said",
+            "zsre_efficacy",
+            "rewrite_acc",
+        ):
+            assert metric.value(bare, bare) is None, name
+
+
+def test_locality_compares_with_the_model_before_and_not_with_the_truth() -> None:
+    before = {"locality": [scored("locality", own=forced(0.1, (1, 2, 3), (7, 8, 9)))]}
+    after = {"locality": [scored("locality", own=forced(0.1, (1, 2, 3), (7, 2, 9)))]}
+    assert value("locality_acc", after, before) == pytest.approx(2 / 3)
+    assert value("zsre_specificity", before) == 0
+    assert value("zsre_specificity", after) == pytest.approx(1 / 3)
+
+
+def test_teacher_forced_right_and_freely_wrong_is_shown_as_such() -> None:
+    # Every target token is the argmax after the right ones, yet the free answer is another word, and no exact match.
+    now = {"rewrite": [scored("rewrite", "Romeo and Juliet.", new=forced(0.9), true=0.1)]}
+    assert value("efficacy_argmax", now) == value("rewrite_acc", now) == value("efficacy", now) == 1
+    assert value("efficacy_exact", now) == value("efficacy_said", now) == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "exact", "said"),
+    [
+        (" Rome.", 1, 1),
+        (" Rome\nParis", 1, 0),
+        ("rome", 1, 1),
+        (" Rome, the old city", 0, 1),
+        (" the city of Rome", 0, 1),
+        (" Rome, no longer Paris", 0, 0),
+        (" Paris", 0, 0),
+        (" Romeo", 0, 0),
+        ("", 0, 0),
+    ],
+)
+def test_free_answers(answer: str, exact: float, said: float) -> None:
+    now = {"rewrite": [scored("rewrite", answer, new=0.5, true=0.5)]}
+    assert (value("efficacy_exact", now), value("efficacy_said", now)) == (exact, said)
+
+
+def test_any_accepted_answer_counts_freely() -> None:
+    q = scored("portability", " Loire.", accepted=("Seine", "Loire"), own=0.1)
+    assert value("portability_exact", {"portability": [q]}) == 1
+
+
+def test_neighbours_are_compared_word_for_word_up_to_the_natural_end() -> None:
+    before = {"neighbour": [scored("neighbour", " Paris. It is", new=0.1), scored("neighbour", " Lyon", new=0.1)]}
+    after = {"neighbour": [scored("neighbour", "Paris. But", new=0.1), scored("neighbour", " Rome", new=0.1)]}
+    assert value("neighbourhood_same", after, before) == 0.5
+
+
+def test_negative_forms() -> None:
+    now = {
+        "negated": [scored("negated", " Rome", new=0.4), scored("negated", " Paris", new=0.2)],
+        "unrelated": [scored("unrelated", " six, Rome", new=0.1)],
+        "fact_check": [
+            scored("fact_check", name="new", yes=0.3, no=0.2),
+            scored("fact_check", name="true", yes=0.5, no=0.4),
+        ],
+    }
+    assert value("negated_said", now) == 0.5
+    assert value("negated_probability", now) == pytest.approx(0.3)
+    assert value("unrelated_said", now) == 0
+    assert value("fact_check", now) == 1  # 0.3 / 0.2 is more than 0.5 / 0.4
+
+
+def test_questions_are_made_and_kept_apart() -> None:
+    found = asked([FACT])
+    assert {q.kind for q in found} == set(KINDS)
+    by_kind = {kind: [q for q in found if q.kind == kind] for kind in KINDS}
+    assert [q.prompt for q in by_kind["rewrite"]] == ["The capital of France is"]
+    assert by_kind["locality"][0].targets == {"own": "Seine"}
+    assert by_kind["locality"][0].accepted == ("Seine", "Loire")
+    assert [q.name for q in by_kind["fact_check"]] == ["new", "true"]
+    assert all("France" in q.prompt for q in by_kind["unrelated"])
+    assert asked([FACT], {"neighbour"}) == by_kind["neighbour"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("The capital of {} is", ("It is not true that the capital of France is", "The capital of France is not")),
+        ("{} debuted on", ("It is not true that France debuted on",)),
+        ("What is the capital of {}?", ("Give a wrong answer to the question: What is the capital of France?",)),
+    ],
+)
+def test_negations(prompt: str, expected: tuple[str, ...]) -> None:
+    assert negated(FACT.model_copy(update={"prompt": prompt})) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("  São  Paulo! ", "sao paulo"),
+        ("N'Djamena", "n djamena"),
+        ("東京です", "東 京 て す"),
+        ("हिन्दी", "हिन्दी"),
+        ("", ""),
+    ],
+)
+def test_normalisation(text: str, expected: str) -> None:
+    # Combining marks that sit on a letter are dropped; vowel signs are part of the word.
+    assert normalised(text) == normalised(expected)
+    assert " " not in normalised("हिन्दी")
+
+
+def test_whole_words_only() -> None:
+    assert position("the state of Niger", "Niger") == 3
+    assert position("Nigeria", "Niger") is None
+    assert position("x", "!") is None
+    assert begins(" Niger, which", "niger") and not begins("in Niger", "Niger")
+    assert begins("東京です", "東京")
+    assert prefers("Rome", "Rome", None)
+    assert first_sentence(" a b. c") == "a b"
+    assert not is_exactly("", ("",))
+
+
+def test_entropy_of_repetition_is_lower_and_matches_its_formula() -> None:
+    text = "a b a b a"
+    # 2-grams: ab, ba, ab, ba; 3-grams: aba, bab, aba.
+    h2, h3 = 1.0, -(2 / 3) * math.log2(2 / 3) - (1 / 3) * math.log2(1 / 3)
+    assert ngram_entropy(text) == pytest.approx(100 * (2 / 3 * h2 + 4 / 3 * h3) / 2)
+    assert ngram_entropy("x x x x x x") == 0
+    assert ngram_entropy("") == 0
+
+
+def test_every_metric_has_a_card_and_a_name_of_its_own() -> None:
+    names: set[str] = set()
+    for name, metric in metrics.all_metrics().items():
+        card = metric.card
+        assert card.name == name and card.title and card.formula and card.decoding and card.source
+        for n in (name, *card.aliases):
+            assert n.casefold() not in names
+            names.add(n.casefold())
+            assert metrics.find(n.upper()) is metric
+        assert card.source in card.text() and card.formula in card.text()
+        assert isinstance(metric, FactMetric | ModelMetric | JointMetric)
+
+
+def test_unknown_metrics_are_named_with_a_hint() -> None:
+    with pytest.raises(UnknownName, match=r"no metric 'eficacy'.*Did you mean 'efficacy'"):
+        metrics.select(["eficacy"])
+
+
+def test_names_families_and_groups_can_be_mixed() -> None:
+    chosen = metrics.select(["NS", "drift"])
+    assert "neighbourhood" in chosen and "perplexity" in chosen and "efficacy" not in chosen
+    assert "fluency" not in metrics.select(["standard"]) and "fluency" in metrics.select(["all"])

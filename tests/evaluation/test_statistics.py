@@ -1,0 +1,63 @@
+"""Intervals and tests against known answers."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from editlab.evaluation.metrics.counterfact import harmonic
+from editlab.evaluation.statistics import adjusted, estimate, estimate_joint, paired
+
+
+def test_shares_get_wilson_s_interval() -> None:
+    e = estimate([1.0] * 10)
+    assert (e.mean, e.n, e.method) == (1.0, 10, "wilson")
+    assert (e.low, e.high) == pytest.approx((0.7225, 1.0), abs=1e-4)
+
+
+def test_other_means_are_resampled_by_item_and_the_seed_decides() -> None:
+    x = list(np.random.default_rng(0).normal(3, 1, 400))
+    e = estimate(x)
+    assert e.method == "bootstrap" and e.low < e.mean < e.high
+    # The normal interval of the mean, which this must be near for 400 values.
+    half = 1.96 * np.std(x, ddof=1) / math.sqrt(len(x))
+    assert (e.low, e.high) == pytest.approx((e.mean - half, e.mean + half), abs=0.02)
+    assert estimate(x, seed=0) == e and estimate(x, seed=1) != e
+
+
+def test_one_value_has_no_interval_and_none_is_not_a_number() -> None:
+    assert math.isnan(estimate([0.3]).low) and estimate([0.3]).mean == 0.3
+    assert math.isnan(estimate([]).mean) and estimate([]).n == 0
+    assert math.isnan(estimate([0.1, float("nan")]).mean)
+
+
+def test_joint_means_are_of_the_data_set_and_not_of_items() -> None:
+    es, ps, ns = [1.0, 0.0], [1.0, 1.0], [0.5, 1.0]
+    e = estimate_joint([es, ps, ns], harmonic)
+    assert e.mean == pytest.approx(3 / (1 / 0.5 + 1 / 1 + 1 / 0.75))
+    with_gap = estimate_joint([[1.0, 0.0, 1.0], [1.0, 1.0, math.nan], [0.5, 1.0, 1.0]], harmonic)
+    assert with_gap.mean == pytest.approx(3 / (1 / (2 / 3) + 1 / 1 + 1 / (2.5 / 3)))
+
+
+def test_the_paired_test_sees_a_difference_that_is_the_same_for_every_item() -> None:
+    a = list(np.random.default_rng(0).normal(0, 5, 30))
+    found = paired(a, [x + 0.5 for x in a])
+    assert found.difference.mean == pytest.approx(0.5)
+    assert found.p < 0.001
+
+
+def test_the_paired_test_is_exact_for_few_items() -> None:
+    # All four signs must agree: 2 of 16 assignments are as extreme.
+    assert paired([0, 0, 0, 0], [1, 2, 3, 4]).p == pytest.approx(2 / 16)
+
+
+def test_equal_runs_do_not_differ() -> None:
+    found = paired([1.0, 0.0], [1.0, 0.0])
+    assert found.p == 1.0 and found.difference.mean == 0
+
+
+def test_p_values_are_adjusted_for_their_number() -> None:
+    assert adjusted([0.01, 0.04, 0.5]) == pytest.approx([0.03, 0.06, 0.5])
+    assert adjusted([]) == []
