@@ -91,7 +91,7 @@ def register(app: typer.Typer) -> None:
             folder = found.save(out_folder or run_folder("eval", lm.base_hash))
             config = {"pack": str(pack), **settings.model_dump(mode="json")}
             write_manifest(folder, lm, "eval", config, {"edits": [], "failed": []})
-            out.show(found.table())
+            show(out, found)
             failures = failed_thresholds(found)
             text = "".join(f"\nFAILED: {failure}" for failure in failures)
             out.result(
@@ -100,6 +100,15 @@ def register(app: typer.Typer) -> None:
             )
             if failures:
                 raise typer.Exit(FAILED_THRESHOLD)
+
+
+def show(out: Output, found: Evaluation) -> None:
+    """The summary and, where facts were scored along a sequence, what was kept of them."""
+    out.show(found.table())
+    if found.matrix is not None:
+        from editlab.evaluation.sequence import retention
+
+        out.show(retention(found.matrix))
 
 
 def recorded_mode(pack: Path) -> str:

@@ -9,6 +9,7 @@ import typer
 
 from editlab.cli import options
 from editlab.cli.console import Output
+from editlab.cli.eval import show as show_evaluation
 
 Folder = Annotated[Path, typer.Argument(help="Folder that 'editlab eval' wrote.")]
 
@@ -24,11 +25,7 @@ def register(app: typer.Typer) -> None:
 
         with Output(as_json=as_json, quiet=quiet) as out:
             found = Evaluation.load(folder)
-            out.show(found.table())
-            if found.matrix is not None:
-                from editlab.evaluation.sequence import retention
-
-                out.show(retention(found.matrix).to_string(index=False))
+            show_evaluation(out, found)
             out.result({"folder": str(folder), **found.to_json()})
 
     @runs.command()

@@ -18,6 +18,7 @@ from editlab.progress import OnStep, StepInfo, silent
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.table import Table
 
     from editlab.lm import LM
 
@@ -75,24 +76,19 @@ def along(
     return pd.DataFrame(rows)
 
 
-def retention(matrix: pd.DataFrame) -> pd.DataFrame:
-    """For every number of edits: how many of the facts written by then are still there, and how many ever were.
+def retention(matrix: pd.DataFrame) -> Table:
+    """What is left of the facts written so far, for every number of edits: a row of the matrix in short."""
+    from rich.table import Table
 
-    Columns: edits, written (n), kept (share of them whose new target is the argmax), untouched (the same share of facts
-    not written yet).
-    """
-    import pandas as pd
-
-    rows = []
+    table = Table(caption="Share of rewrite prompts at which every token of the new answer is the most probable one.")
+    for header in ("edits", "facts written", "still there", "facts not written", "there all the same"):
+        table.add_column(header, justify="right")
     for edits, at in matrix.groupby("edits"):
-        written = at[(at.written > 0) & (at.written <= edits)]
-        others = at[(at.written == 0) | (at.written > edits)]
-        rows.append(
-            {
-                "edits": edits,
-                "written": len(written),
-                "kept": written.argmax.mean() if len(written) else float("nan"),
-                "untouched": others.argmax.mean() if len(others) else float("nan"),
-            }
-        )
-    return pd.DataFrame(rows)
+        is_written = (at.written > 0) & (at.written <= edits)
+        cells = [
+            text
+            for part in (at[is_written], at[~is_written])
+            for text in (str(len(part)), f"{part.argmax.mean():.1%}" if len(part) else "-")
+        ]
+        table.add_row(str(edits), *cells)
+    return table

@@ -63,7 +63,7 @@ def test_a_suite_file_holds_settings_and_relative_paths(cli: Cli, run_of: RunOf,
         "norm_ratio",
     }
     shown = cli("runs", "show", data["folder"])
-    assert shown.code == 0 and "perplexity" in shown.out and "untouched" in shown.out
+    assert shown.code == 0 and "perplexity" in shown.out and "still there" in shown.out
 
 
 def test_a_missed_threshold_is_exit_code_4(cli: Cli, run_of: RunOf) -> None:
