@@ -54,6 +54,11 @@ def evaluate(
     if mode not in MODES:
         raise ConfigError(f"Mode '{mode}' is not known.", f"Use {' or '.join(MODES)}.")
     suite = suite or Suite()
+    if mode == "single" and (suite.along or suite.lm_eval):
+        raise ConfigError(
+            "Edits that are scored one by one make no sequence and no one model.",
+            "Leave out 'along' and 'lm_eval', or use mode together.",
+        )
     chosen = suite.chosen
     entries = [e for e in lm.ledger if mode == "single" or e.is_active]
     writer = {_key(f): e for e in entries for f in _facts_of(e)}
@@ -104,6 +109,7 @@ def evaluate(
         "n_facts": len(facts),
         "n_edited": sum(_key(f) in writer for f in facts),
         "n_edits": len(entries),
+        "without_data": [n for n in chosen if n not in {line.metric for line in lines}],
     }
     matrix = None
     if suite.along:

@@ -114,9 +114,10 @@ class Evaluation:
     def caption(self) -> str:
         """The protocol in one sentence."""
         s = self.settings
+        missing = f" No data for: {', '.join(s['without_data'])}." if s["without_data"] else ""
         return (
             f"{s['n_facts']} facts, {s['n_edited']} of them edited; mode {s['mode']}: {s['protocol']} "
-            f"Free answers: greedy, {s['suite']['max_new_tokens']} tokens; seed {s['suite']['seed']}."
+            f"Free answers: greedy, {s['suite']['max_new_tokens']} tokens; seed {s['suite']['seed']}.{missing}"
         )
 
     def _repr_html_(self) -> str:

@@ -12,6 +12,7 @@ token that the model itself puts first at each of these n places. What makes it 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -70,7 +71,7 @@ class Scored:
     def p(self, role: str) -> float | None:
         """Geometric mean of the target's token probabilities; None if the question has no such target."""
         found = self.forced.get(role)
-        return float(torch.tensor(-found.nll, dtype=torch.float64).exp()) if found is not None else None
+        return math.exp(-found.nll) if found is not None else None
 
 
 def force(

@@ -217,7 +217,8 @@ def test_consistency_needs_references_and_rewards_likeness(lm: LM, tmp_path: Pat
     found = lm.evaluate(FACTS, metrics="RS", references=path, **FEW)
     values = found.items[found.items.state == "edited"].set_index("item").value
     assert values["f0"] > 0 and values["f0"] > values["f1"] and "f2" not in values
-    assert not lm.evaluate(FACTS, metrics="RS", **FEW).lines
+    without = lm.evaluate(FACTS, metrics="RS", **FEW)
+    assert not without.lines and "No data for: consistency" in without.caption
     path.write_text('{"f0": "a text"}')
     with pytest.raises(ConfigError, match="object of lists of texts"):
         lm.evaluate(FACTS, metrics="RS", references=path, **FEW)
@@ -230,6 +231,7 @@ def test_consistency_needs_references_and_rewards_likeness(lm: LM, tmp_path: Pat
         ({"metricks": "ES"}, ConfigError, "there is no setting 'metricks'. Did you mean 'metrics'"),
         ({"passages": 0}, ConfigError, "'passages' = 0"),
         ({"mode": "sequential"}, ConfigError, "Use together or single"),
+        ({"mode": "single", "along": True}, ConfigError, "make no sequence"),
         ({"prose": "nowhere.txt"}, ConfigError, "no text file 'nowhere.txt'"),
         ({"lm_eval": "no_such_task", "metrics": "ES"}, ConfigError, "no task no_such_task|not installed"),
     ],
