@@ -19,7 +19,7 @@ demo: install-core
 	@.venv/bin/editlab demo </dev/null
 
 test: install-dev
-	@$(RUN) pytest
+	@OMP_NUM_THREADS=1 $(RUN) pytest -n auto
 
 test-model: install-dev
 	@$(RUN) pytest -m model

@@ -72,7 +72,8 @@ def settings_of(model: type[BaseModel]) -> list[dict[str, Any]]:
 
 def _range(field: FieldInfo) -> str:
     """What a value may be: "0 to 500", "above 0", "a, b or c", or the name of its type."""
-    kinds = [k for k in (get_args(field.annotation) or (field.annotation,)) if k is not type(None)]
+    is_union = get_origin(field.annotation) in (UnionType, Literal)
+    kinds = [k for k in (get_args(field.annotation) if is_union else (field.annotation,)) if k is not type(None)]
     if get_origin(field.annotation) is Literal:
         return " or ".join(", ".join(map(str, kinds)).rsplit(", ", 1))
     bounds = {n: getattr(m, n) for m in field.metadata for n in ("ge", "gt", "le", "lt") if hasattr(m, n)}
@@ -82,8 +83,10 @@ def _range(field: FieldInfo) -> str:
     if bounds:
         return ", ".join(f"{words[n]} {value}" for n, value in bounds.items())
     names = {str: "text", int: "whole number", float: "number", bool: "true or false"}
-    if get_origin(field.annotation) is dict:
+    if dict in (field.annotation, get_origin(field.annotation)):
         return "a mapping"
+    if kinds and get_origin(kinds[0]) is tuple:
+        return "a list"
     is_plain = get_origin(field.annotation) in (None, UnionType)
     return names.get(kinds[0], "") if is_plain and len(kinds) == 1 else str(field.annotation)
 

@@ -67,6 +67,18 @@ class EditFailed(EditlabError):
     """The method ran and the result is not an edit (no weight changed, or the optimiser diverged)."""
 
 
+class ResumeRefused(EditlabError):
+    """A run cannot be gone on with: what it rests on has changed."""
+
+    exit_code = 7
+
+
+class RunBusy(EditlabError):
+    """Another process is writing this run."""
+
+    exit_code = 8
+
+
 class Interrupted(EditlabError):
     """The user stopped the work; what was done so far is kept and can be resumed."""
 

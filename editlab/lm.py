@@ -33,6 +33,7 @@ from editlab.state.weights import WeightView
 
 if TYPE_CHECKING:
     from editlab.evaluation.results import Evaluation
+    from editlab.probes.trace import Trace
 
 # Counts weight changes over all LMs, so that a cone of one fork does not pass for another's.
 _CHANGES = itertools.count(1)
@@ -263,7 +264,7 @@ class LM:
 
         Args:
             requests: facts, or rows with prompt, subject and target_new.
-            method: the name of a registered method; `config` are its settings.
+            method: the name of a registered method; `config` are its settings, over those of the model's preset.
 
         Raises:
             RequestError: a request cannot be carried out as written. ConfigError: a setting is invalid.
@@ -271,11 +272,12 @@ class LM:
         """
         from editlab import registry
         from editlab.config import build
+        from editlab.edits.presets import with_preset
 
         engine = registry.get(method)
         rows = [requests] if isinstance(requests, dict | Fact) else list(requests)
         facts = [read_fact(row, f"Request {i}") for i, row in enumerate(rows)]
-        settings = build(engine.Config, config, f"method '{method}'")
+        settings = build(engine.Config, with_preset(self.adapter, method, config), f"method '{method}'")
         with self._lock:
             parent = self._view.current_hash
             edit = engine.compute(self, facts, settings, on_step)
@@ -352,6 +354,31 @@ class LM:
             view.write_all(dict.fromkeys(view.edited))
             twin._start(lambda: view, lambda: self.tokenizer, self.name, self.adapter)
             return twin
+
+    def locate(
+        self,
+        prompt: str,
+        subject: str,
+        *,
+        answer: str | None = None,
+        on_step: OnStep = silent,
+        **config: Any,
+    ) -> Trace:
+        """Causal tracing of one prompt; see `editlab.probes.trace`.
+
+        Args:
+            prompt: text with {} for the subject, or with the subject in it once.
+            answer: what to follow; default what the model says.
+
+        Raises:
+            RequestError: the subject is not in the prompt, or its corruption changes the answer too little.
+        """
+        from editlab.config import build
+        from editlab.probes.trace import Config, trace
+
+        # A trace asks for no new answer; the fact is there to place the subject.
+        fact = read_fact({"prompt": prompt, "subject": subject, "target_new": answer or "?"})
+        return trace(self, fact, build(Config, config, "the trace"), on_step, answer=answer)
 
     # -- measuring ----------------------------------------------------------------------------------
 

@@ -50,7 +50,8 @@ class EditReport:
     """An edit and its effects.
 
     Attributes:
-        entry: the ledger entry. seconds: of the edit itself, statistics from the cache or not included.
+        entry: the ledger entry. seconds: of the edit itself, statistics from the cache or not included; of an edit of
+            several facts each one's share.
         rows: before and after of every prompt.
     """
 

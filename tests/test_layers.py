@@ -114,9 +114,15 @@ RULES: dict[str, Callable[[Import], bool]] = {
         and not within(i.what, i.where)
         and not i.lazily
     ),
-    "optional libraries are imported in functions of editlab.interop only": lambda i: (
-        within(i.what, *OPTIONAL) and not (i.where == "editlab.interop" and i.lazily)
+    "optional libraries are imported in functions of editlab.interop and editlab.viz only": lambda i: (
+        within(i.what, *OPTIONAL)
+        and not (i.where in ("editlab.interop", "editlab.viz") and i.lazily)
+        and not (i.for_types and within(i.what, "plotly"))
     ),
+    "probes read, they do not edit, run, write or print": never(
+        "editlab.probes", "editlab.edits", "editlab.runs", "editlab.report", "editlab.cli", "editlab.interop"
+    ),
+    "methods know no probe": never("editlab.edits", "editlab.probes"),
     "the command line starts without torch": lambda i: (
         within(i.where, "editlab.cli")
         and within(i.what, "torch", "transformers", "pandas", "editlab.lm", "editlab.hooks", "editlab.state")

@@ -106,6 +106,6 @@ def _prepare(lm: LM, out: Output) -> None:
     from editlab.config import build
     from editlab.edits.methods.rome import Config
     from editlab.edits.preserve import preserving
-    from editlab.edits.settings import default_layer
+    from editlab.edits.presets import usual_layer
 
-    preserving(lm, default_layer(lm.adapter), build(Config, {}, "rome"), out.on_step)
+    preserving(lm, usual_layer(lm.adapter), build(Config, {}, "rome"), out.on_step)

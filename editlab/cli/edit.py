@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,12 +11,16 @@ import typer
 
 from editlab.cli import options
 from editlab.cli.console import Output, read_facts
-from editlab.errors import ConfigError
+from editlab.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
     from editlab.facts import Fact
     from editlab.lm import LM
-    from editlab.runs import FailedRow
+    from editlab.report import EditReport
+    from editlab.runs import FailedRow, Plan
+
+PLAN_KEYS = {"method", "mode", "batch_size", "settings", "stop"}  # of `editlab.runs.Plan`
+SHOWN = 5  # tables of a run with many facts
 
 
 def register(app: typer.Typer) -> None:
@@ -23,7 +29,7 @@ def register(app: typer.Typer) -> None:
         overrides: Annotated[
             list[str] | None, typer.Argument(metavar="[SETTING=VALUE]...", help="Settings of the method.")
         ] = None,
-        method: Annotated[str, typer.Option("--method", help="See 'editlab ls methods'.")] = "rome",
+        method: Annotated[str | None, typer.Option("--method", help="See 'editlab ls methods'; rome.")] = None,
         prompt: Annotated[
             str | None, typer.Option("--prompt", help='Text with {} for the subject: "The capital of {} is".')
         ] = None,
@@ -41,9 +47,28 @@ def register(app: typer.Typer) -> None:
             bool, typer.Option("--skip-malformed", help="With --file: report malformed rows and go on without them.")
         ] = False,
         mode: Annotated[
-            str, typer.Option("--mode", help="With --file: single (undo each) or sequential (keep all).")
-        ] = "single",
-        config: Annotated[Path | None, typer.Option("--config", help="YAML file with settings of the method.")] = None,
+            str | None,
+            typer.Option(
+                "--mode",
+                help="With --file: single (undo each; the default), batch (one edit), sequential, sequential-batched.",
+            ),
+        ] = None,
+        batch_size: Annotated[
+            int | None, typer.Option("--batch-size", min=1, help="Facts of one edit in mode sequential-batched; 16.")
+        ] = None,
+        config: Annotated[
+            Path | None,
+            typer.Option("--config", help="YAML: settings of the method, or a plan (a run's config.yaml is one)."),
+        ] = None,
+        stop: Annotated[
+            list[str] | None,
+            typer.Option(
+                "--stop", metavar="RULE=X", help="End when max_kl, max_perplexity or max_norm is passed; repeatable."
+            ),
+        ] = None,
+        dry_run: Annotated[
+            bool, typer.Option("--dry-run", help="Time the first facts, estimate time, memory and disk, write nothing.")
+        ] = False,
         layer: Annotated[int | None, typer.Option("--layer", help="Layer to edit; default by model.")] = None,
         seed: Annotated[int | None, typer.Option("--seed", help="Where random choices start from.")] = None,
         model: options.Model = None,
@@ -61,9 +86,19 @@ def register(app: typer.Typer) -> None:
         from editlab.config import build, load_yaml, parse_overrides
 
         with Output(as_json=as_json, quiet=quiet) as out:
-            settings: dict[str, Any] = {**(load_yaml(config) if config else {}), **parse_overrides(overrides or [])}
-            settings |= {k: v for k, v in (("layer", layer), ("seed", seed)) if v is not None}
             # All that can be wrong without the model is found before it is loaded.
+            given = load_yaml(config) if config else {}
+            is_plan = bool(given.keys() & PLAN_KEYS)
+            plan: dict[str, Any] = dict(given) if is_plan else {"settings": given}
+            of_plan = plan.pop("model", None)
+            model = model or of_plan
+            plan |= {k: v for k, v in (("method", method), ("mode", mode), ("batch_size", batch_size)) if v is not None}
+            settings = {**plan.get("settings", {}), **parse_overrides(overrides or [])}
+            settings |= {k: v for k, v in (("layer", layer), ("seed", seed)) if v is not None}
+            plan["settings"] = settings
+            if stop:
+                plan["stop"] = {**plan.get("stop", {}), **parse_overrides(stop)}
+            method = str(plan.get("method", "rome"))
             build(registry.get(method).Config, settings, f"method '{method}'")
             if file is None:
                 facts = [_one_fact(prompt, subject, target, true, paraphrase, neighbour)]
@@ -71,11 +106,10 @@ def register(app: typer.Typer) -> None:
                 raise ConfigError("--file and the options of a single fact exclude each other.", "Give one of them.")
             else:
                 facts = read_facts(out, file, skip_malformed)
-            if mode not in ("single", "sequential"):
-                raise ConfigError(f"Mode '{mode}' is not known.", "Use single or sequential.")
-            if run is not None:
-                from editlab.runs import check_free
+            from editlab.runs import Plan, check_free, run_folder
 
+            batch = build(Plan, plan, "the run")
+            if run is not None:
                 check_free(run)
 
             from editlab.lm import LM
@@ -83,7 +117,27 @@ def register(app: typer.Typer) -> None:
             lm = LM.from_pretrained(model, dtype=dtype, device=device, on_step=out.on_step)
             if settings.get("layer") is not None:
                 lm.adapter.check_layer(int(settings["layer"]))
-            _edit(out, lm, facts, method, settings, mode if file else None, run)
+            if dry_run:
+                _estimate(out, lm, facts, batch)
+                return
+            folder = run or run_folder("edit", lm.base_hash)
+            if file is None:
+                _edit_one(out, lm, facts[0], method, settings, folder)
+            else:
+                from editlab.runs import run_batch
+
+                with interruptible(folder):
+                    result = run_batch(lm, facts, batch, folder, out.on_step)
+                finish(out, lm, method, folder, list(result.reports), list(result.failed), result.stopped)
+
+
+@contextmanager
+def interruptible(folder: Path) -> Iterator[None]:
+    """Ctrl-C ends a run with the command that goes on with it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted("Interrupted; what is done is kept.", f"Go on with: editlab resume {folder}") from None
 
 
 def _one_fact(
@@ -110,44 +164,75 @@ def _one_fact(
     return read_fact(row)
 
 
-def _edit(
-    out: Output, lm: LM, facts: list[Fact], method: str, settings: dict[str, Any], mode: str | None, run: Path | None
-) -> None:
-    from editlab.runs import edit_and_measure, edit_many, run_folder, write_run
+def _estimate(out: Output, lm: LM, facts: list[Fact], plan: Plan) -> None:
+    from dataclasses import asdict
 
-    failed: list[FailedRow] = []
-    if mode is None:
-        reports = [edit_and_measure(lm, facts[0], method, settings, out.on_step)]
-    else:
-        reports, failed = edit_many(lm, facts, method, settings, mode, out.on_step)  # type: ignore[arg-type]
-    folder = run or run_folder("edit", lm.base_hash)
-    used = reports[0].entry.edit.config if reports else settings
-    write_run(folder, lm, "edit", {"method": method, "mode": mode or "one", "settings": used}, reports, failed)
-    for report in reports:
-        for warning in report.entry.edit.info.get("warnings", []):
-            out.warn(f"{report.fact.subject}: {warning}.")
-    for report in reports[:5]:
+    from editlab.runs import estimate
+
+    found = estimate(lm, facts, plan, out.on_step)
+    out.result({"dry_run": True, **asdict(found)}, found.text)
+
+
+def _edit_one(out: Output, lm: LM, fact: Fact, method: str, settings: dict[str, Any], folder: Path) -> None:
+    from editlab.runs import edit_and_measure, write_run
+
+    report = edit_and_measure(lm, fact, method, settings, out.on_step)
+    config = {"method": method, "settings": report.entry.edit.config, "model": lm.name}
+    write_run(folder, lm, "edit", config, [report])
+    finish(out, lm, method, folder, [report], [], is_one=True)
+
+
+def finish(
+    out: Output,
+    lm: LM,
+    method: str,
+    folder: Path,
+    reports: list[EditReport],
+    failed: list[FailedRow],
+    stopped: str = "",
+    *,
+    is_one: bool = False,
+) -> None:
+    """Show what a run gave, and end with the exit code that says so."""
+    # One edit may have written many facts.
+    of_edit = {report.entry.id: report for report in reversed(reports)}
+    entries = [of_edit[id].entry for id in reversed(of_edit)]
+    for entry in entries:
+        for warning in entry.edit.info.get("warnings", []):
+            out.warn(f"{of_edit[entry.id].fact.subject}: {warning}.")
+    for report in reports[:SHOWN]:
         out.show(report.table())
-    n = len(reports)
     fired = sum(r.fires for r in reports)
-    if mode is None:
+    if is_one:
         text = f"{reports[0].headline}\n{_what_changed(reports[0].entry)}"
     else:
-        text = f"{fired} of {n} facts are answered with the new target; {len(failed)} rows failed."
+        text = f"{fired} of {len(reports)} facts are answered with the new target; {len(failed)} rows failed."
         text += "".join(f"\n  {f.fact}: {f.reason}" for f in failed)
+        if stopped:
+            text += f"\nStopped {stopped}."
     data = {
         "run": str(folder),
         "method": method,
-        "facts": n,
+        "facts": len(reports),
         "fired": fired,
         "failed": [{"fact": f.fact, "reason": f.reason} for f in failed],
+        "stopped": stopped or None,
+        "state_hash": lm.state_hash,
         "edits": [
-            {"id": r.entry.id, "seconds": r.seconds, "fires": r.fires, "info": r.entry.edit.info} for r in reports
+            {
+                "id": entry.id,
+                "seconds": sum(r.seconds for r in reports if r.entry.id == entry.id),
+                "fires": all(r.fires for r in reports if r.entry.id == entry.id),
+                "info": entry.edit.info,
+            }
+            for entry in entries
         ],
         "prompts": [record for r in reports for record in r.to_records()],
     }
     undo = f"   (undo: editlab undo {folder})" if lm.ledger.active else ""
     out.result(data, f"{text}\nRun: {folder}{undo}")
+    if stopped:
+        raise typer.Exit(4)
     if failed:
         raise typer.Exit(5)
 

@@ -39,13 +39,13 @@ def register(app: typer.Typer) -> None:
 
         from editlab.data.corpus import load_corpus
         from editlab.edits.covariance import StatsSettings, collect, stats_path
-        from editlab.edits.settings import default_layer
+        from editlab.edits.presets import usual_layer
         from editlab.lm import LM
 
         with Output(as_json=as_json, quiet=quiet) as out:
             corpus = load_corpus(text)
             lm = LM.from_pretrained(model, dtype=dtype, device=device, on_step=out.on_step)
-            layers = sorted(set(layer)) if layer else [default_layer(lm.adapter)]
+            layers = sorted(set(layer)) if layer else [usual_layer(lm.adapter)]
             settings = StatsSettings(tokens=tokens, max_length=max_length, seed=seed)
             began = time.perf_counter()
             found = collect(lm, layers, corpus, settings, on_step=out.on_step)

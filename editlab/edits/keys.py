@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from editlab.edits.rows import Row
 from editlab.hooks.batch import pad_rows
+from editlab.rows import Row
 from editlab.state.files import cached_json
 
 if TYPE_CHECKING:
@@ -72,6 +72,10 @@ class TokenStates:
     key: Tensor
     value: Tensor
     hidden: Tensor
+
+    def rows(self, which: slice) -> TokenStates:
+        """The states of some of the rows."""
+        return TokenStates(self.key[which], self.value[which], self.hidden[which])
 
 
 def states_at(lm: LM, layer: int, rows: Sequence[Row], *, max_tokens: int = 4096) -> TokenStates:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from editlab.data.corpus import load_corpus
 from editlab.edits.covariance import StatsSettings, collect
@@ -16,6 +19,13 @@ if TYPE_CHECKING:
 
 def preserving(lm: LM, layer: int, settings: LocateEditSettings, on_step: OnStep = silent) -> Metric:
     """M = C of `layer`."""
+    return Metric.of(covariances(lm, [layer], settings, on_step)[layer])
+
+
+def covariances(
+    lm: LM, layers: Sequence[int], settings: LocateEditSettings, on_step: OnStep = silent
+) -> dict[int, Tensor]:
+    """C of each layer, (d_mlp, d_mlp) float64, all from one pass over the text."""
     corpus = load_corpus(settings.stats_text)
-    moments = collect(lm, [layer], corpus, StatsSettings(tokens=settings.stats_tokens), on_step=on_step)
-    return Metric.of(moments[layer].covariance)
+    moments = collect(lm, list(layers), corpus, StatsSettings(tokens=settings.stats_tokens), on_step=on_step)
+    return {layer: moments[layer].covariance for layer in layers}

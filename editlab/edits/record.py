@@ -32,10 +32,7 @@ def record(
     metric: Metric,
 ) -> Edit:
     """An `Edit` of the down projection of `layer`."""
-    ref = lm.adapter.down(lm.model, layer)
-    left, right = update.left.float(), update.right.float()
-    delta = Delta(left=right.T.contiguous(), right=left.T.contiguous()) if ref.transposed else Delta(left, right)
-    weight = ref.oriented(lm.model.get_parameter(ref.name)).double().cpu()
+    name, delta = delta_of(lm, layer, update)
     gain = [g for form in found for g in _gains(update, form)]
     warnings = []
     if min(gain) < WEAK_GAIN:
@@ -51,13 +48,14 @@ def record(
         warnings.append("the subject's last token reaches beyond the subject, so the key depends on what follows")
     info: dict[str, Any] = {
         "layer": layer,
-        "parameter": ref.name,
+        "parameter": name,
         "rank": update.left.shape[1],
-        "relative_norm": float(update.dense.norm() / weight.norm()),
+        "relative_norm": relative_norm(lm, layer, update),
         "realised": update.realised,
         "leverage": update.leverage.tolist(),
         "canonical_gain": gain,
         "jitter": metric.jitter,
+        "condition": update.condition,
         "forms": [form.name for form in found],
         "edited_tokens": [form.rows[0].index for form in found],
         "first_token": any(form.is_moved for form in found),
@@ -72,9 +70,27 @@ def record(
         method=method,
         config=config.model_dump(mode="json") | {"layer": layer},
         requests=[fact.model_dump(mode="json") for fact in facts],
-        deltas={ref.name: delta},
+        deltas={name: delta},
         info=info,
     )
+
+
+def delta_of(lm: LM, layer: int, update: Update) -> tuple[str, Delta]:
+    """The parameter's name, and the update in the layout in which it is stored, float32."""
+    ref = lm.adapter.down(lm.model, layer)
+    left, right = update.left.float(), update.right.float()
+    if update.left.shape[1] >= min(left.shape[0], right.shape[1]):  # then factors are no smaller than the matrix
+        dense = update.dense.float()
+        return ref.name, Delta(dense=dense.T.contiguous() if ref.transposed else dense)
+    return ref.name, (
+        Delta(left=right.T.contiguous(), right=left.T.contiguous()) if ref.transposed else Delta(left, right)
+    )
+
+
+def relative_norm(lm: LM, layer: int, update: Update) -> float:
+    """||D|| over ||W||, Frobenius."""
+    ref = lm.adapter.down(lm.model, layer)
+    return float(update.dense.norm().cpu() / lm.model.get_parameter(ref.name).double().norm().cpu())
 
 
 def _gains(update: Update, form: Form) -> list[float]:

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from editlab.config import MethodConfig
 from editlab.errors import RequestError
 from editlab.facts import Fact
 from editlab.hooks.adapter import ModelAdapter
 
-# Published ROME layers by (family, number of layers): kmeng01/rome; Llama-2: EasyEdit.
-_PUBLISHED = {
-    ("GPT2LMHeadModel", 24): 8,
-    ("GPT2LMHeadModel", 36): 12,
-    ("GPT2LMHeadModel", 48): 17,
-    ("GPTJForCausalLM", 28): 5,
-    ("GPTNeoXForCausalLM", 44): 15,
-    ("LlamaForCausalLM", 32): 5,
-}
-
 
 def default_layer(adapter: ModelAdapter) -> int:
-    """The published edit layer of a model, or a sixth of its depth (layer 5 of SmolLM2's 30)."""
-    known = _PUBLISHED.get((adapter.family, adapter.n_layers))
-    return known if known is not None else adapter.n_layers // 6
+    """Where a model without a preset is edited: a sixth of its depth."""
+    return adapter.n_layers // 6
 
 
 class LocateEditSettings(MethodConfig):
@@ -46,6 +36,37 @@ class LocateEditSettings(MethodConfig):
     seed: int = Field(0, ge=0, description="seed of the contexts")
     stats_text: str = Field("factbook", description="ordinary text: 'factbook' or a file")
     stats_tokens: int | None = Field(None, ge=1, description="tokens of it; default twenty per key dimension")
+
+
+class SeveralLayersSettings(LocateEditSettings):
+    """Settings of methods that write many facts, spread over layers."""
+
+    layers: tuple[NonNegativeInt, ...] | None = Field(
+        default=None, min_length=1, description="layers to edit, in any order; default by model"
+    )
+    spread: Literal["uniform", "last_only"] = Field(
+        default="uniform",
+        description="uniform: each layer closes an equal part of the gap that is left; last_only: the last layer all",
+    )
+
+    @model_validator(mode="after")
+    def _one_way_to_say_it(self) -> SeveralLayersSettings:
+        if self.layer is not None and self.layers is not None:
+            raise ValueError("'layer' and 'layers' exclude each other")
+        return self
+
+
+def edit_layers(adapter: ModelAdapter, settings: SeveralLayersSettings) -> tuple[int, ...]:
+    """The layers to edit, ascending: those asked for, or the model's defaults.
+
+    Raises:
+        ConfigError: there is no such layer.
+    """
+    if settings.layer is not None:
+        return (adapter.check_layer(settings.layer),)
+    if settings.layers is not None:
+        return tuple(sorted({adapter.check_layer(layer) for layer in settings.layers}))
+    return (default_layer(adapter),)
 
 
 def edit_layer(adapter: ModelAdapter, settings: LocateEditSettings) -> int:

@@ -26,15 +26,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from editlab.edits.keys import contexts, states_at
-from editlab.edits.rows import Row, essence_row, rewrite_row
+from editlab.edits.keys import TokenStates, contexts, states_at
 from editlab.edits.settings import LocateEditSettings
 from editlab.edits.solver import Metric
-from editlab.edits.values import Target, Value, optimise, site_of_shift
+from editlab.edits.value_store import values_of
+from editlab.edits.values import Target, Value, site_of_shift
 from editlab.errors import EditFailed
 from editlab.facts import Fact
 from editlab.hooks.batch import pad_rows
 from editlab.progress import OnStep, silent
+from editlab.rows import Row, essence_row, rewrite_row
 
 if TYPE_CHECKING:
     from editlab.lm import LM
@@ -50,7 +51,7 @@ class Form:
 
     Attributes:
         name: "prompt" for the averaged key, else which canonical form has a key of its own ("sink" or "bare").
-        rows: rewrite rows, the canonical one first.
+        rows: rewrite rows, the canonical one first. weights: (len(rows),) of the average, float64.
         essence: the row whose next-token distribution is kept, or None.
         is_moved: the edited token is not the subject's own but one after it, because that one is the first of all.
         key: (d_mlp,) averaged key; value: (d_model,) averaged output of the down projection; both float64.
@@ -62,6 +63,7 @@ class Form:
     fact: Fact
     name: str
     rows: tuple[Row, ...]
+    weights: Tensor
     essence: Row | None
     key: Tensor
     value: Tensor
@@ -74,8 +76,26 @@ class Form:
         return Target(self.rows, self.essence, reference)
 
 
-def forms(lm: LM, fact: Fact, layer: int, settings: LocateEditSettings, metric: Metric) -> list[Form]:
-    """The keys of a fact, from one truncated forward: the averaged one first, then those that stand apart."""
+def forms(lm: LM, facts: Sequence[Fact], layer: int, settings: LocateEditSettings, metric: Metric) -> list[list[Form]]:
+    """The keys of each fact: the averaged one first, then those that stand apart; all from one batched forward."""
+    texts = contexts(lm, per_length=settings.contexts, seed=settings.seed)
+    asked = [_canonical(lm, fact, layer) for fact in facts]
+    rows = [
+        [*canonical.values(), *(rewrite_row(lm, fact, context=text, sink=True) for text in texts)]
+        for fact, (canonical, _) in zip(facts, asked, strict=True)
+    ]
+    states = states_at(lm, layer, [row for of_fact in rows for row in of_fact])
+    at_stream = site_of_shift(lm, layer)[0] == "resid_pre"
+    found, start = [], 0
+    for fact, (canonical, is_first), of_fact in zip(facts, asked, rows, strict=True):
+        part = states.rows(slice(start, start + len(of_fact)))
+        start += len(of_fact)
+        found.append(_forms_of(lm, fact, canonical, is_first, of_fact, part, at_stream, metric))
+    return found
+
+
+def _canonical(lm: LM, fact: Fact, layer: int) -> tuple[dict[str, Row], dict[str, bool]]:
+    """The prompt's own rows by name, and whether the subject is the very first token in them."""
     canonical = {"sink": rewrite_row(lm, fact, sink=True)}
     if not lm.adds_bos:
         canonical["bare"] = rewrite_row(lm, fact, sink=False)
@@ -83,10 +103,20 @@ def forms(lm: LM, fact: Fact, layer: int, settings: LocateEditSettings, metric: 
     for name, row in canonical.items():
         if row.index == 0:
             canonical[name] = _off_the_sink(lm, row, layer)
-    texts = contexts(lm, per_length=settings.contexts, seed=settings.seed)
-    rows = [*canonical.values(), *(rewrite_row(lm, fact, context=text, sink=True) for text in texts)]
-    states = states_at(lm, layer, rows)
-    reference = states.hidden if site_of_shift(lm, layer)[0] == "resid_pre" else states.value
+    return canonical, is_first
+
+
+def _forms_of(
+    lm: LM,
+    fact: Fact,
+    canonical: dict[str, Row],
+    is_first: dict[str, bool],
+    rows: Sequence[Row],
+    states: TokenStates,
+    at_stream: bool,
+    metric: Metric,
+) -> list[Form]:
+    reference = states.hidden if at_stream else states.value
 
     def form(name: str, members: list[int], n_canonical: int) -> Form:
         n_contexts = len(members) - n_canonical
@@ -97,6 +127,7 @@ def forms(lm: LM, fact: Fact, layer: int, settings: LocateEditSettings, metric: 
             fact=fact,
             name=name,
             rows=tuple(rows[i] for i in members),
+            weights=w,
             essence=None if is_first.get(name) else essence_row(lm, fact, sink=name != "bare"),
             key=w @ states.key[members].double(),
             value=w @ states.value[members].double(),
@@ -150,8 +181,11 @@ def shifts(
     """
     refs = references if references is not None else [form.reference for form in of]
     targets = [form.target(ref) for form, ref in zip(of, refs, strict=True)]
-    values = optimise(lm, layer, targets, settings, on_step)
+    values = values_of(lm, layer, targets, settings, on_step)
+    alone = all(form.fact is of[0].fact for form in of)
     for form, value in zip(of, values, strict=True):
+        if not alone:
+            continue  # one fact of many does not fail the others; its numbers are in the record
         new = form.fact.target_new
         if value.losses[0] < settings.stop_loss:
             raise EditFailed(f"The model already answers '{new}' to '{form.fact.text}'.", "There is nothing to edit.")

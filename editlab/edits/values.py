@@ -18,16 +18,16 @@ square, over the squared reference norm: that is what produced the published num
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
-from editlab.edits.rows import Row, align, read_mask
 from editlab.errors import EditFailed
 from editlab.progress import OnStep, StepInfo, silent
+from editlab.rows import Row, align, read_mask
 
 if TYPE_CHECKING:
     from editlab.lm import LM
@@ -73,6 +73,7 @@ class Value:
         delta: (d_model,) float32.
         losses, nlls: total loss and target NLL (mean per token) before each step, ending with the last one.
         clamped: the shift ended on the ball's surface.
+        seconds: of the batch it was optimised in. started: when that was, which tells batches apart.
     """
 
     delta: Tensor
@@ -80,6 +81,7 @@ class Value:
     nlls: tuple[float, ...]
     clamped: bool
     seconds: float
+    started: float = 0.0
 
 
 def site_of_shift(lm: LM, layer: int) -> tuple[str, int]:
@@ -161,9 +163,58 @@ def optimise(
     seconds = time.perf_counter() - started
     clamped = (delta.detach().norm(dim=-1) >= settings.clamp * limits * (1 - 1e-4)).tolist()
     return [
-        Value(delta.detach()[i].clone(), tuple(losses[i]), tuple(nlls[i]), bool(clamped[i]), seconds)
+        Value(delta.detach()[i].clone(), tuple(losses[i]), tuple(nlls[i]), bool(clamped[i]), seconds, started)
         for i in range(len(targets))
     ]
+
+
+def optimise_all(
+    lm: LM,
+    layer: int,
+    targets: Sequence[Target],
+    settings: ValueSettings,
+    on_step: OnStep = silent,
+    *,
+    max_tokens: int = 2048,
+    keep: Callable[[Mapping[int, Value]], None] | None = None,
+) -> list[Value]:
+    """`optimise` in batches of similar length, so that memory does not grow with the number of targets.
+
+    Args:
+        max_tokens: padded tokens that one step of a batch runs, at most (one target always fits).
+        keep: is given each batch's values, by number, as soon as they are there.
+
+    Raises:
+        EditFailed: a loss is not finite.
+    """
+    order = sorted(range(len(targets)), key=lambda i: _span(targets[i]))
+    found: dict[int, Value] = {}
+    while order:
+        chunk = [order.pop()]  # the longest of those left
+        width = _span(targets[chunk[0]])
+        n_rows = _n_rows(targets[chunk[0]])
+        while order and width * (n_rows + _n_rows(targets[order[-1]])) <= max_tokens:
+            n_rows += _n_rows(targets[order[-1]])
+            chunk.append(order.pop())
+        if len(targets) > 1:
+            on_step(StepInfo("optimising values", len(found), len(targets), "facts"))
+        batch = dict(zip(chunk, optimise(lm, layer, [targets[i] for i in chunk], settings, on_step), strict=True))
+        if keep is not None:
+            keep(batch)
+        found |= batch
+    if len(targets) > 1:
+        on_step(StepInfo("optimising values", len(targets), len(targets), "facts"))
+    return [found[i] for i in range(len(targets))]
+
+
+def _span(target: Target) -> int:
+    """Columns that run: from the edited token to the end of the longest row."""
+    rows = [*target.rows, *([target.essence] if target.essence else [])]
+    return max(len(row.ids) - row.index for row in rows)
+
+
+def _n_rows(target: Target) -> int:
+    return len(target.rows) + (target.essence is not None)
 
 
 def _pick(log_probs: Tensor, ids: Tensor) -> Tensor:

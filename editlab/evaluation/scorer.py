@@ -3,7 +3,7 @@
 For a prompt x and a target o_1 ... o_n the scorer gives the mean over i of -log p(o_i | x, o_<i), in nats, and the
 token that the model itself puts first at each of these n places. What makes it quick, without changing a number:
 
-1. target ids come from encoding prompt and target together (see `editlab.edits.rows.target_ids`), and the input row is
+1. target ids come from encoding prompt and target together (see `editlab.rows.target_ids`), and the input row is
    the prompt and all but the last of them;
 2. a row that begins another row needs no pass of its own, because attention is causal: two one-token targets of one
    prompt are read from one row;
@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from editlab.edits.rows import target_ids
 from editlab.evaluation.questions import SHOWN, Asked, Kind, asked
 from editlab.hooks.batch import pad_rows
 from editlab.progress import OnStep, StepInfo, silent
+from editlab.rows import target_ids
 
 if TYPE_CHECKING:
     from editlab.facts import Fact

@@ -85,17 +85,27 @@ def _copied(cache: DynamicCache) -> DynamicCache:
     return new
 
 
-def cropped(cache: DynamicCache, layer: int, cut: int) -> DynamicCache:
-    """The first `cut` columns of `cache`; below `layer` only the lengths are kept.
+def cropped(cache: DynamicCache, layers: Sequence[int], cut: int) -> dict[int, DynamicCache]:
+    """For runs from each of `layers`: the first `cut` columns of `cache`; below the layer only the lengths are kept.
 
-    Masks are sized by the first layer's length, so even the layers that no longer run must state it.
+    Masks are sized by the first layer's length, so even the layers that no longer run must state it. The caches of
+    several layers share their tensors.
     """
-    new = _copied(cache)
-    for i, entry in enumerate(new.layers):
-        for name in ("keys", "values"):
-            full = getattr(entry, name)[:, :, :cut]
-            setattr(entry, name, full.clone() if i >= layer else full.new_zeros(()).expand(full.shape))
-    return new
+    kept = {
+        (i, name): getattr(entry, name)[:, :, :cut].clone()
+        for i, entry in enumerate(cache.layers)
+        for name in ("keys", "values")
+        if i >= min(layers)
+    }
+    found = {}
+    for layer in layers:
+        new = _copied(cache)
+        for i, entry in enumerate(new.layers):
+            for name in ("keys", "values"):
+                full = getattr(entry, name)[:, :, :cut]
+                setattr(entry, name, kept[i, name] if i >= layer else full.new_zeros(()).expand(full.shape))
+        found[layer] = new
+    return found
 
 
 class Stop(Exception):

@@ -13,7 +13,7 @@ wrong. Hooks go to the front of a module's list because transformers installs pe
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -285,27 +285,33 @@ class Session(AbstractContextManager["Session"]):
         Raises:
             ConfigError: no such layer or column.
         """
-        block = self.model.get_submodule(self.adapter.layers[self.adapter.check_layer(layer)].block)
+        return self.cones(batch, [layer], cut)[layer]
+
+    def cones(self, batch: Batch, layers: Sequence[int], cut: int = 0) -> dict[int, Cone]:
+        """The cone of each of `layers`, all from one forward pass; what the session captures is captured on the way.
+
+        Raises:
+            ConfigError: no such layer or column.
+        """
+        blocks = {
+            n: self.model.get_submodule(self.adapter.layers[self.adapter.check_layer(n)].block) for n in sorted(layers)
+        }
         if not 0 <= cut < batch.width:
             raise ConfigError(f"Column {cut} lies outside the batch.", f"Columns go from 0 to {batch.width - 1}.")
-        stamps = (self._stamp(layer), self._stamp(None))
-        with torch.no_grad():
-            if cut == 0:
-                with until(block) as kept:
-                    self._execute(batch)
-                return Cone(batch, layer, 0, kept[0].clone(), None, stamps)
-            past = DynamicCache()
-            entry: list[Tensor] = []
-            handle = block.register_forward_pre_hook(
-                lambda m, args, kwargs: entry.append((args[0] if args else kwargs["hidden_states"])[:, cut:].clone()),
-                with_kwargs=True,
-            )
-            try:
-                with until(self.model.get_submodule(self.adapter.unembed)):
-                    self._execute(batch, 0, past)
-            finally:
-                handle.remove()
-        return Cone(batch, layer, cut, entry[0], cropped(past, layer, cut), stamps)
+        stamps = {n: (self._stamp(n), self._stamp(None)) for n in blocks}
+        self._captured = Captured()
+        entry: dict[int, Tensor] = {}
+        past = DynamicCache() if cut else None
+        with torch.no_grad(), ExitStack() as stack:
+            for n, block in blocks.items():
+                stack.callback(block.register_forward_pre_hook(_keeper(entry, n, cut), with_kwargs=True).remove)
+            # Without earlier columns or captures nothing above the last block's input is needed.
+            goes_on = cut > 0 or any(w.kind == "capture" for w in self._wishes)
+            last = self.model.get_submodule(self.adapter.unembed) if goes_on else blocks[max(blocks)]
+            with until(last):
+                self._execute(batch, 0, past)
+        pasts = cropped(past, list(blocks), cut) if past is not None else dict.fromkeys(blocks)
+        return {n: Cone(batch, n, cut, entry[n], pasts[n], stamps[n]) for n in blocks}
 
     def _execute(self, batch: Batch, start: int = 0, past: DynamicCache | None = None, lowest: int = 0) -> Tensor:
         """The model on columns from `start` on, layers from `lowest` on; logits."""
@@ -471,3 +477,14 @@ class Session(AbstractContextManager["Session"]):
         if isinstance(inputs, Cone):
             return f"The cone starts at layer {inputs.layer}; what lies below it does not run."
         return "The model's forward took a path without that module."
+
+
+def _keeper(kept: dict[int, Tensor], layer: int, cut: int) -> Callable[..., None]:
+    """A pre-hook that keeps the residual stream entering a block, columns from `cut` on."""
+    thread = threading.get_ident()
+
+    def keep(module: nn.Module, args: Any, kwargs: Any) -> None:
+        if threading.get_ident() == thread:
+            kept[layer] = (args[0] if args else kwargs["hidden_states"])[:, cut:].clone()
+
+    return keep

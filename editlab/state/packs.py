@@ -28,7 +28,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from io import BufferedReader
@@ -498,7 +498,14 @@ def apply_pack(pack: Pack, ledger: Ledger, *, force: bool = False) -> list[Entry
 # --- writing ------------------------------------------------------------------------------------------
 
 
-def save_pack(directory: str | Path, ledger: Ledger, base_name: str, *, config_hash: str | None = None) -> Path:
+def save_pack(
+    directory: str | Path,
+    ledger: Ledger,
+    base_name: str,
+    *,
+    config_hash: str | None = None,
+    only: Sequence[str] | None = None,
+) -> Path:
     """Write a ledger as a pack, over an older pack if there is one; see the module for the order of steps.
 
     Args:
@@ -506,6 +513,7 @@ def save_pack(directory: str | Path, ledger: Ledger, base_name: str, *, config_h
         ledger: entries of every state are saved.
         base_name: what the base model is called, for messages.
         config_hash: SHA-256 of the model's config, if known.
+        only: ids of the entries to save; default all.
 
     Raises:
         PackError: the folder has another kind of pack.json, the pack exceeds a limit, or the disk refuses.
@@ -519,7 +527,7 @@ def save_pack(directory: str | Path, ledger: Ledger, base_name: str, *, config_h
         if os.path.lexists(folder / MANIFEST_NAME):
             _refuse_other_manifest(folder)
         with ledger.view.lock:
-            entries = list(ledger)
+            entries = list(ledger) if only is None else [ledger[id] for id in only]
         records, tensors = _records(entries)
         save_file(tensors, str(tensors_tmp))
         size, sha = _synced(tensors_tmp)

@@ -19,9 +19,9 @@ from common import write
 
 from editlab import LM
 from editlab.data.formats import load_facts
-from editlab.edits.rows import target_ids
 from editlab.evaluation.questions import Asked, asked
 from editlab.evaluation.scorer import continuations, force
+from editlab.rows import target_ids
 
 KINDS = ("rewrite", "paraphrase", "neighbour")
 NEW_TOKENS = 10

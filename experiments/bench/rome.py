@@ -27,8 +27,8 @@ def speed(model: str | None, layer: int) -> dict[str, object]:
 
     from editlab import LM, Fact
     from editlab.edits.keys import contexts, states_at
-    from editlab.edits.rows import essence_row, rewrite_row
     from editlab.edits.values import Target, optimise
+    from editlab.rows import essence_row, rewrite_row
 
     lm = LM.from_pretrained(model)
     fact = Fact(**FACT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -165,10 +166,10 @@ def test_a_row_that_fails_fails_alone(
 ) -> None:
     edit = LM.edit
 
-    def sometimes(self: LM, fact: Any, *args: Any, **settings: Any) -> Any:
-        if fact.subject in bad:
+    def sometimes(self: LM, requests: list[Any], *args: Any, **settings: Any) -> Any:
+        if requests[0].subject in bad:
             raise EditFailed("The loss is not finite.", "Lower it.")
-        return edit(self, fact, *args, **settings)
+        return edit(self, requests, *args, **settings)
 
     monkeypatch.setattr(LM, "edit", sometimes)
     folder = tmp_path / "run"
@@ -510,7 +511,10 @@ BAD = {
     f"{ONE} layer=99": (2, "Choose one from 0 to 2."),
     "edit --model {model} --file {facts} layer=99": (2, "Choose one from 0 to 2."),
     "edit --model {model} --file {facts} --mode sequential layer=99": (2, "Choose one from 0 to 2."),
-    "edit --model {model} --file {facts} --mode batch": (2, "Mode 'batch' is not known. Use single or sequential."),
+    "edit --model {model} --file {facts} --mode all": (
+        2,
+        "'mode' = 'all': Input should be 'single', 'batch', 'sequential' or 'sequential-batched'",
+    ),
     f"{ONE} --out {{full}}": (2, "'{full}' is not empty. Choose another --out."),
     f"{ONE} --out {{file}}": (2, "'{file}' is not empty"),
     "edit --model {model} --file {bad_jsonl}": (2, "bad.jsonl line 2: subject: Input should be a valid string"),
@@ -570,8 +574,7 @@ def test_bad_input_is_one_sentence_and_an_exit_code(
 ) -> None:
     import shlex
 
-    for name in ("optimise", "shifts"):
-        monkeypatch.setattr(targets, name, lambda *a, **k: pytest.fail("a value was optimised"))
+    monkeypatch.setattr(targets, "values_of", lambda *a, **k: pytest.fail("a value was optimised"))
     code, words = BAD[line]
     call = [word.format(**places) for word in shlex.split(line)]
     words = words.format(**places) if "{" in words else words
@@ -593,7 +596,8 @@ def test_bad_input_is_one_sentence_and_an_exit_code(
 def test_a_layer_out_of_range_is_refused_before_anything_is_scored(
     cli: Cli, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "score_facts", lambda *a, **k: pytest.fail("prompts were scored"))
+    for module in (runs.measure, runs.batch):
+        monkeypatch.setattr(module, "score_facts", lambda *a, **k: pytest.fail("prompts were scored"))
     assert cli("edit", *FACT, "-m", places["model"], "--layer", 3).code == 2
     assert cli("edit", "--file", places["facts"], "-m", places["model"], "--layer", 3).code == 2
 
@@ -629,3 +633,34 @@ def test_a_word_that_is_no_text_gets_a_sentence_too() -> None:
     assert ended.returncode == 2, ended
     assert json.loads(ended.stdout)["error"]["code"] == 2
     assert ended.stderr == b""
+
+
+# -- batches -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("mode", "edits"), [("batch", 1), ("sequential-batched", 2)])
+def test_many_facts_share_an_edit(
+    mode: str, edits: int, cli: Cli, model: Callable[..., Path], quick: list[str], facts: Path, tmp_path: Path
+) -> None:
+    arguments = ["--method", "memit", "--mode", mode, "--batch-size", 2, "-m", model(), "--out", tmp_path / "run"]
+    data = cli("edit", "--file", facts, *arguments, "--json", *quick).data
+    assert data["facts"] == 3 and not data["failed"]
+    assert len({edit["id"] for edit in data["edits"]}) == edits
+    pack = read_pack(tmp_path / "run")
+    assert [len(e.edit.requests) for e in pack.entries] == ([3] if edits == 1 else [2, 1])
+    assert all(e.state == "active" for e in pack.entries)
+    # Scores are those of the last state, and `eval` finds every fact in its edit.
+    lm = loaded(model())
+    lm.load_edits(tmp_path / "run")
+    found = lm.evaluate(metrics="efficacy_argmax")
+    assert found.settings["n_edited"] == 3 and found.settings["n_edits"] == edits
+    after = pd.read_parquet(tmp_path / "run" / "results.parquet").query("kind == 'rewrite'").p_new_after
+    ours = found.prompts.query("kind == 'rewrite'").edited_nll_new
+    assert after.tolist() == pytest.approx((-ours).map(math.exp).tolist(), rel=1e-4)
+
+
+def test_a_method_for_one_fact_refuses_a_batch_row_by_row(
+    cli: Cli, model: Callable[..., Path], quick: list[str], facts: Path
+) -> None:
+    ended = cli("edit", "--file", facts, "--mode", "batch", "-m", model(), *quick)
+    assert ended.code == 5 and "ROME writes one fact at a time, 3 were given." in ended.out

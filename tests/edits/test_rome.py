@@ -10,11 +10,11 @@ from conftest import FAMILIES
 from tiny_lm import make_lm, make_tokenizer
 
 from editlab.edits.keys import contexts, states_at
-from editlab.edits.rows import rewrite_row, subject_index, target_ids
 from editlab.edits.settings import default_layer
 from editlab.errors import ConfigError, EditFailed, RequestError
 from editlab.facts import Fact
 from editlab.lm import LM
+from editlab.rows import rewrite_row, subject_index, target_ids
 
 ROW = {"prompt": "The capital of {} is", "subject": "Vinland", "target_new": "Rome"}
 FIRST = {"prompt": "{} is found in", "subject": "A", "target_new": "Rome"}

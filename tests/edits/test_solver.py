@@ -127,3 +127,107 @@ def test_a_rank_deficient_covariance_is_made_usable_by_the_jitter():
     _, k, r = problem(6)
     delta = solve(k, r, Metric.of(x.T @ x)).dense
     assert close(delta @ k, r, 1e-6)
+
+
+def subspace(seed: int, d_k: int = 12, r: int = 7) -> torch.Tensor:
+    g = torch.Generator().manual_seed(seed)
+    return torch.linalg.qr(torch.randn(d_k, r, generator=g, dtype=torch.float64)).Q
+
+
+@pytest.mark.parametrize(
+    ("l2", "earlier", "expected"), [(1.0, None, (0.5, 0)), (4.0, None, (0.2, 0)), (1.0, (2, 5), (1 / 6, 0))]
+)
+def test_worked_example_in_a_subspace(l2, earlier, expected):
+    """AlphaEdit with a threshold between the eigenvalues 1 and 4: only the first direction may be written."""
+    update = solve(
+        tensor((1,), (1,)),
+        tensor((1,)),
+        Metric.of(l2 * tensor((1,)), 0.0),
+        1.0,
+        earlier=tensor((earlier[0],), (earlier[1],)) if earlier else None,
+        within=tensor((1,), (0,)),
+    )
+    assert (update.dense - tensor(expected)).abs().max() < 1e-12
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 40), st.floats(0.01, 100))
+def test_primal_and_dual_are_one_solution(seed, n, alpha):
+    c, k, r = problem(seed, n=n)
+    metric = Metric.of(c, 0.0)
+    found = solve(k, r, metric, alpha)
+    assert close(found.dense, r @ k.T @ torch.linalg.inv(alpha * c + k @ k.T), 1e-8)
+    assert found.left.shape[1] == found.right.shape[0] == n
+    assert found.leverage.tolist() == pytest.approx((k * torch.linalg.solve(c, k)).sum(0).tolist())
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.05, 20), st.integers(1, 30))
+def test_earlier_keys_are_the_same_as_their_moments_in_the_metric(seed, alpha, n):
+    c, k, r = problem(seed)
+    past = torch.randn(12, n, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
+    with_columns = solve(k, r, Metric.of(c, 0.0), alpha, earlier=past)
+    in_metric = solve(k, r, Metric.of(c + past @ past.T / alpha, 0.0), alpha)
+    assert close(with_columns.dense, in_metric.dense, 1e-8)
+
+
+def test_hard_constraints_keep_earlier_keys_exactly():
+    c, k, r = problem(7)
+    past = torch.randn(12, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    delta = solve(k, r, Metric.of(c, 0.0), earlier=past).dense
+    assert close(delta @ k, r)
+    assert (delta @ past).abs().max() < 1e-10
+
+
+def test_without_slack_the_soft_form_is_the_hard_one_and_with_much_it_is_the_first_order_term():
+    c, k, r = problem(8)
+    metric = Metric.of(c, 0.0)
+    assert close(solve(k, r, metric, 1e-9).dense, solve(k, r, metric).dense, 1e-6)
+    large = 1e9
+    assert close(large * solve(k, r, metric, large).dense, r @ torch.linalg.solve(c, k).T, 1e-6)
+
+
+def test_one_soft_fact_realises_its_leverage_s_share():
+    c, k, r = problem(9, n=1)
+    s = float(k.T @ torch.linalg.solve(c, k))
+    for alpha in (0.1, s, 50.0):
+        assert solve(k, r, Metric.of(c, 0.0), alpha).realised == pytest.approx(s / (s + alpha))
+
+
+def test_what_is_traded_is_the_product_of_alpha_and_metric():
+    c, k, r = problem(10)
+    assert close(solve(k, r, Metric.of(3 * c, 0.0), 1.0).dense, solve(k, r, Metric.of(c, 0.0), 3.0).dense)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 20), st.booleans())
+def test_in_a_subspace_nothing_outside_it_is_touched_and_the_published_form_is_met(seed, n, has_past):
+    _, k, r = problem(seed, n=n)
+    basis = subspace(seed)
+    past = problem(seed + 1, n=5)[1] if has_past else None
+    l2 = 0.7
+    metric = Metric.of(l2 * torch.eye(basis.shape[1], dtype=torch.float64), 0.0)
+    delta = solve(k, r, metric, 1.0, earlier=past, within=basis).dense
+    p = basis @ basis.T
+    assert (delta @ (torch.eye(12, dtype=torch.float64) - p)).norm() <= 1e-10 * max(1.0, float(delta.norm()))
+    kept = past @ past.T @ p if past is not None else torch.zeros(12, 12, dtype=torch.float64)
+    published = r @ k.T @ p @ torch.linalg.inv(kept + k @ k.T @ p + l2 * torch.eye(12, dtype=torch.float64))
+    assert close(delta, published, 1e-8)
+
+
+def test_the_whole_space_is_ridge_and_no_space_changes_nothing():
+    _, k, r = problem(11)
+    eye = torch.eye(12, dtype=torch.float64)
+    assert close(solve(k, r, Metric.of(eye, 0.0), 1.0, within=eye).dense, solve(k, r, Metric.of(eye, 0.0), 1.0).dense)
+
+
+def test_conditioning_is_reported_and_what_cannot_be_solved_is_refused():
+    c, k, r = problem(12)
+    metric = Metric.of(c, 0.0)
+    good = solve(k, r, metric).condition
+    k[:, 2] = k[:, 1] + 1e-3 * k[:, 2]
+    assert 1 <= good < 1e3 < solve(k, r, metric).condition
+    k[:, 2] = k[:, 1] + 1e-9 * k[:, 2]
+    with pytest.raises(EditFailed, match="requests 1 and 2 are linearly dependent"):
+        solve(k, r, metric)
+    assert solve(k, r, metric, 0.5).condition < 1e3

@@ -11,10 +11,10 @@ from reference import optimise_plainly
 from tiny_lm import make_lm
 
 from editlab.edits.keys import states_at
-from editlab.edits.rows import Row, essence_row, rewrite_row
-from editlab.edits.values import Target, optimise, site_of_shift
+from editlab.edits.values import Target, optimise, optimise_all, site_of_shift
 from editlab.facts import Fact
 from editlab.lm import LM
+from editlab.rows import Row, essence_row, rewrite_row
 
 FACT = Fact(prompt="The capital of {} is", subject="Vinland", target_new="Rome now")
 OTHER = Fact(prompt="{} was written by", subject="The long book", target_new="Ada")
@@ -114,3 +114,15 @@ def test_nothing_is_left_behind():
     assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in lm.model.modules()) == hooks
     for name, p in lm.model.named_parameters():
         assert torch.equal(p, before[name]) and p.grad is None and not p.requires_grad
+
+
+@pytest.mark.parametrize("max_tokens", [1, 60, 10_000])
+def test_batches_of_any_size_give_each_target_its_own_value(max_tokens):
+    lm = make_lm("llama")
+    facts = [FACT, OTHER, FACT.model_copy(update={"target_new": "a longer answer than that"})]
+    targets = [target(lm, fact) for fact in facts]
+    together = optimise_all(lm, LAYER, targets, settings(), max_tokens=max_tokens)
+    for t, value in zip(targets, together, strict=True):
+        alone = optimise(lm, LAYER, [t], settings())[0]
+        assert (value.delta - alone.delta).norm() <= 1e-4 * alone.delta.norm()
+        assert value.losses == pytest.approx(alone.losses, rel=1e-4)

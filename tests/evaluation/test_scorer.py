@@ -40,8 +40,10 @@ def pairs(n: int = 24, seed: int = 0) -> list[tuple[str, str]]:
     return [(p, t) for p in prompts for t in ("Rome", "Romeo and the", "a", "a king")]
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama", "llama-bos"])
+@pytest.fixture(scope="module", params=["gpt2", "llama", "llama-bos", "factworld-gpt2", "factworld-llama"])
 def lm(request: Any) -> LM:
+    if request.param.startswith("factworld"):
+        return LM.from_pretrained(request.param)
     family, _, bos = request.param.partition("-")
     return make_lm(family, add_bos=bool(bos))
 

@@ -42,7 +42,7 @@ def compute(lm: LM, facts: list[Fact], config: Config, on_step: OnStep = silent)
     fact = only_fact(facts)
     layer = edit_layer(lm.adapter, config)
     metric = preserving(lm, layer, config, on_step)
-    found = forms(lm, fact, layer, config, metric)
+    (found,) = forms(lm, [fact], layer, config, metric)
     values = shifts(lm, layer, found, config, on_step=on_step)
     keys = torch.stack([form.key for form in found], dim=1)
     residuals = torch.stack(

@@ -1,0 +1,135 @@
+"""`editlab locate`: causal tracing of one prompt, or the average over a file of facts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from editlab.cli import options
+from editlab.cli.console import Output, read_facts, table
+from editlab.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from rich.table import Table
+
+    from editlab.probes.trace import Trace, TraceAverage
+
+SHADES = " ░▒▓█"
+
+
+def register(app: typer.Typer) -> None:
+    @app.command()
+    def locate(
+        overrides: Annotated[
+            list[str] | None,
+            typer.Argument(metavar="[SETTING=VALUE]...", help="Settings: window, noise, samples, min_gap."),
+        ] = None,
+        prompt: Annotated[
+            str | None, typer.Option("--prompt", help='Text with {} for the subject: "The capital of {} is".')
+        ] = None,
+        subject: Annotated[str | None, typer.Option("--subject", help="What is corrupted.")] = None,
+        answer: Annotated[
+            str | None, typer.Option("--answer", help="What to follow; default what the model says.")
+        ] = None,
+        file: Annotated[Path | None, typer.Option("--file", help="Facts in any layout; gives their average.")] = None,
+        limit: Annotated[int | None, typer.Option("--limit", min=1, help="With --file: the first so many.")] = None,
+        skip_malformed: Annotated[
+            bool, typer.Option("--skip-malformed", help="With --file: report malformed rows and go on without them.")
+        ] = False,
+        kind: Annotated[str, typer.Option("--kind", help="What is restored: residual, mlp or attention.")] = "residual",
+        seed: options.Seed = 0,
+        model: options.Model = None,
+        edits: Annotated[Path | None, typer.Option("--edits", help="Run or pack whose edits are in force.")] = None,
+        dtype: options.Dtype = "float32",
+        device: options.Device = "cpu",
+        threads: options.Threads = None,
+        run: Annotated[
+            Path | None, typer.Option("--out", "-o", help="Run folder; default runs/TIME-locate-HASH.")
+        ] = None,
+        as_json: options.Json = False,
+        quiet: options.Quiet = False,
+    ) -> None:
+        """Which layers and tokens carry a fact: restore clean states in a corrupted run, one at a time."""
+        from editlab.config import build, parse_overrides
+        from editlab.probes.trace import Config, trace_many
+
+        with Output(as_json=as_json, quiet=quiet) as out:
+            settings = {**parse_overrides(overrides or []), "kind": kind, "seed": seed}
+            config = build(Config, settings, "the trace")
+            if (file is None) == (prompt is None):
+                raise ConfigError("Give either --prompt with --subject, or --file.", "Not both, not none.")
+            if file is None and subject is None:
+                raise ConfigError("--subject is missing.", "Name what the prompt is about.")
+            facts = read_facts(out, file, skip_malformed)[:limit] if file is not None else []
+            if run is not None:
+                from editlab.runs import check_free
+
+                check_free(run)
+            from editlab.lm import LM
+
+            lm = LM.from_pretrained(model, dtype=dtype, device=device, on_step=out.on_step)
+            if edits is not None:
+                lm.load_edits(edits)
+            found: Trace | TraceAverage
+            if file is None:
+                one = lm.locate(str(prompt), str(subject), answer=answer, on_step=out.on_step, **config.model_dump())
+                out.show(_map(one))
+                found = one
+            else:
+                found = trace_many(lm, facts, config, out.on_step)
+                rows = found.to_pandas().dropna().nlargest(8, "effect")
+                cells = [
+                    [r.layer, r.role, f"{r.effect:.1%}", f"{r.low:.1%} to {r.high:.1%}", r.n] for r in rows.itertuples()
+                ]
+                out.show(table(["layer", "token", "effect", "95 %", "n"], cells))
+            folder = _write(lm, found, run)
+            out.result(
+                {
+                    "run": str(folder),
+                    "headline": found.headline,
+                    "suggested_layers": list(found.suggest_layers()),
+                    "left_out": [{"fact": f, "reason": r} for f, r in getattr(found, "left_out", ())],
+                    "effects": found.to_pandas().astype(object).where(lambda t: t.notna(), None).to_dict("records"),
+                },
+                f"{found.headline}\n{in_words(found.suggest_layers())}\nRun: {folder}",
+            )
+
+
+def in_words(layers: tuple[int, ...]) -> str:
+    """The suggestion as a sentence."""
+    named = f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]} to {layers[-1]}"
+    return (
+        f"Worth trying for an edit: {named}, where the last subject token restores at least four fifths of its peak. "
+        "The best layer is often another; 'editlab tune' finds it by editing."
+    )
+
+
+def _map(found: Trace) -> Table:
+    """Tokens down, layers across, darker where more is restored."""
+    from rich.table import Table
+    from rich.text import Text
+
+    effect: np.ndarray = found.effect
+    top = max(float(effect.max()), 1e-9)
+    shown = Table(title=None, show_header=True, pad_edge=False)
+    shown.add_column("token (* subject)", no_wrap=True)
+    shown.add_column(f"layers 0 to {len(effect) - 1}", no_wrap=True)
+    shown.add_column("peak", justify="right", no_wrap=True)
+    for i, text in enumerate(found.tokens):
+        mark = " *" if found.subject[0] <= i < found.subject[1] else ""
+        cells = [SHADES[max(0, min(4, round(4 * e / top)))] * 2 for e in effect[:, i]]
+        shown.add_row(
+            Text(repr(text) + mark), Text("".join(cells)), Text(f"{effect[:, i].max():+.1%} at {effect[:, i].argmax()}")
+        )
+    return shown
+
+
+def _write(lm: Any, found: Trace | TraceAverage, run: Path | None) -> Path:
+    from editlab.runs import run_folder, write_table
+
+    folder = run or run_folder("locate", lm.base_hash)
+    extra = {"headline": found.headline, "suggested_layers": list(found.suggest_layers())}
+    return write_table(folder, lm, "locate", found.config.model_dump(mode="json"), found.to_pandas(), extra)

@@ -1,0 +1,104 @@
+"""Fine-tuning on the targets alone: the loop that the baselines FT-L and LoRA-FT share.
+
+The loss is the mean over facts of the mean over target tokens of -log p, teacher-forced, after a sink token and bare.
+What is trained are changes of weights, put in place for one forward at a time; the model itself is never written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.func import functional_call
+
+from editlab.config import MethodConfig
+from editlab.errors import EditFailed
+from editlab.hooks.batch import Batch, pad_rows
+from editlab.progress import OnStep, StepInfo, silent
+from editlab.rows import Row, read_mask, rewrite_row
+
+if TYPE_CHECKING:
+    from editlab.facts import Fact
+    from editlab.lm import LM
+
+MAX_TOKENS = 2048  # of one forward, padding included
+
+
+class FineTuneSettings(MethodConfig):
+    """How the changes are trained."""
+
+    steps: int = Field(25, ge=1, le=10_000, description="steps of Adam at most")
+    lr: float = Field(5e-4, gt=0, description="Adam's learning rate")
+    stop_loss: float = Field(0.01, ge=0, description="training ends when the loss falls below this")
+
+
+def fine_tune(
+    lm: LM,
+    facts: Sequence[Fact],
+    leaves: Sequence[Tensor],
+    changes: Callable[[], Mapping[str, Tensor]],
+    settings: FineTuneSettings,
+    on_step: OnStep = silent,
+    *,
+    after_step: Callable[[], object] = lambda: None,
+) -> list[float]:
+    """Train `leaves` in place; the losses, one a step.
+
+    Args:
+        changes: from parameter names to what is added to them, as functions of the leaves.
+        after_step: a projection, applied to the leaves after each step.
+
+    Raises:
+        EditFailed: the loss is not finite.
+    """
+    batches = _batches(lm, facts)
+    weights = {name: lm.model.get_parameter(name).detach() for name in changes()}
+    adam = torch.optim.Adam(leaves, lr=settings.lr)
+    losses: list[float] = []
+    for step in range(settings.steps):
+        adam.zero_grad()
+        total = 0.0
+        for batch, mask, wanted, weight in batches:
+            changed = {name: weights[name] + change.to(weights[name]) for name, change in changes().items()}
+            # Everything but the changes is a constant.
+            fixed = {n: p.detach() for n, p in lm.model.named_parameters() if n not in changed}
+            options = {"attention_mask": batch.mask, "use_cache": False}
+            if lm.adapter.takes_position_ids:
+                options["position_ids"] = batch.position_ids
+            logits = functional_call(lm.model, {**fixed, **changed}, (batch.ids,), options).logits[mask]
+            nll = -logits.float().log_softmax(-1).gather(-1, wanted[:, None])[:, 0]
+            loss = (nll * weight).sum()
+            loss.backward()
+            total += loss.item()
+        if not torch.isfinite(torch.tensor(total)):
+            raise EditFailed("The loss of fine-tuning is not finite.", "Try a smaller learning rate.")
+        losses.append(total)
+        on_step(StepInfo("fine-tuning", step + 1, settings.steps, "steps", f"loss {total:.3f}"))
+        if total < settings.stop_loss:
+            break
+        adam.step()
+        with torch.no_grad():
+            after_step()
+    if len(losses) == 1 and losses[0] < settings.stop_loss:
+        raise EditFailed("The model gives all the targets already.", "There is nothing to edit.")
+    return losses
+
+
+def _batches(lm: LM, facts: Sequence[Fact]) -> list[tuple[Batch, Tensor, Tensor, Tensor]]:
+    """Padded rows, where they are read, what should come there, and how much each weighs."""
+    forms = (True,) if lm.adds_bos else (True, False)
+    rows: list[Row] = sorted(
+        (rewrite_row(lm, fact, sink=sink) for fact in facts for sink in forms), key=lambda row: len(row.ids)
+    )
+    found = []
+    while rows:
+        n = max(1, MAX_TOKENS // len(rows[-1].ids))
+        chunk, rows = rows[-n:], rows[:-n]
+        batch = pad_rows([row.ids for row in chunk], pivots="right", device=lm.device)
+        wanted = torch.tensor([t for row in chunk for t in row.targets], device=lm.device)
+        each = [1 / (len(row.targets) * len(facts) * len(forms)) for row in chunk for _ in row.targets]
+        found.append((batch, read_mask(batch, chunk), wanted, torch.tensor(each, device=lm.device)))
+    return found

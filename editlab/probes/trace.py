@@ -1,0 +1,407 @@
+"""Causal tracing: which states carry a fact (ROME, arXiv 2202.05262, section 2).
+
+1. Clean run: P, the probability of the answer at the last token.
+2. Corrupted run: seeded Gaussian noise on the embeddings of the subject's tokens, in `samples` rows; P* is the mean
+   probability there. The noise's standard deviation is `noise` times that of the entries of many subjects' embeddings.
+3. For every token t and layer l: the corrupted run with the clean state put back at (t, l), under the same noise.
+   The mean probability minus P* is the indirect effect of the state; P - P* is the total effect.
+
+Restored is the residual stream after the block, or what the MLP or attention adds to it in `window` layers around l.
+
+Only what a restoration can alter runs: tokens before the subject are never touched and their keys come from the
+corrupted run's cache, layers below the restored one are not run, logits are taken at the last token, and the tokens of
+a layer share batches. The numbers are those of the full forwards.
+
+Deviations from the reference code: probabilities are averaged, not logits; the subject is found by character offsets;
+a sink token stands in front, so that no word of the prompt is the model's attention sink; without facts of one's own
+the noise is scaled on the factbook's country names.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from editlab.config import MethodConfig
+from editlab.errors import RequestError
+from editlab.hooks.batch import pad_rows
+from editlab.progress import OnStep, StepInfo, silent
+from editlab.rows import target_ids
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+    from editlab.facts import Fact
+    from editlab.hooks.batch import Batch
+    from editlab.hooks.cone import Cone
+    from editlab.lm import LM
+
+Kind = Literal["residual", "mlp", "attention"]
+MAX_TOKENS = 2048  # of one batch, padding included
+SITE = {"residual": "resid_post", "mlp": "mlp_out", "attention": "attn_out"}
+ROLES = (
+    "first subject token", "middle subject tokens", "last subject token", "next token", "further tokens", "last token",
+)  # fmt: skip
+
+
+class Config(MethodConfig):
+    """Settings of `trace`."""
+
+    kind: Kind = Field(default="residual", description="what is restored: residual, mlp or attention")
+    window: int | None = Field(
+        default=None,
+        ge=1,
+        description="layers restored together; default 1 for residual, a fifth of the model for others",
+    )
+    noise: float = Field(
+        default=3.0, gt=0, description="noise in standard deviations of subjects' embeddings (paper: 3)"
+    )
+    samples: int = Field(default=10, ge=1, le=1000, description="noise samples (paper: 10)")
+    seed: int = Field(default=0, ge=0, description="seed of the noise")
+    min_gap: float = Field(
+        default=0.05, ge=-1, le=1, description="least P - P*; with less there is nothing to restore (-1: try anyway)"
+    )
+
+    def layers(self, layer: int, n_layers: int) -> range:
+        """The layers restored together for `layer` (paper: l - w/2 up to l + w/2)."""
+        width = self.window or (1 if self.kind == "residual" else max(1, n_layers // 5))
+        return range(max(0, layer - width // 2), min(n_layers, layer - width // 2 + width))
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The trace of one prompt.
+
+    Attributes:
+        tokens: of the prompt, the sink in front. subject: first and one past the last of its tokens.
+        answer: the traced answer's first token, as text.
+        p_clean: P. p_corrupt: (S,) probability in each corrupted row, without restoration.
+        restored: (L, T, S) float32, probability with the state at (layer, token) restored.
+        noise_std: standard deviation of the noise, in the embedding's units.
+    """
+
+    prompt: str
+    tokens: tuple[str, ...]
+    subject: tuple[int, int]
+    answer: str
+    p_clean: float
+    p_corrupt: np.ndarray
+    restored: np.ndarray
+    noise_std: float
+    config: Config
+    model: str
+
+    @property
+    def gap(self) -> float:
+        """The total effect P - P*."""
+        return self.p_clean - float(self.p_corrupt.mean())
+
+    @cached_property
+    def effect(self) -> np.ndarray:
+        """(L, T) indirect effects: mean probability restored, less P*."""
+        return self.restored.mean(-1) - self.p_corrupt.mean()
+
+    @property
+    def peak(self) -> tuple[int, int]:
+        """Layer and token of the largest effect."""
+        layer, token = np.unravel_index(int(self.effect.argmax()), self.effect.shape)
+        return int(layer), int(token)
+
+    @property
+    def headline(self) -> str:
+        """One sentence with the numbers that matter."""
+        layer, token = self.peak
+        return (
+            f"'{self.answer.strip()}': P {self.p_clean:.1%} clean, {self.p_corrupt.mean():.1%} corrupted; the "
+            f"{self.config.kind} at layer {layer}, token '{self.tokens[token].strip()}' restores most "
+            f"(+{self.effect[layer, token]:.1%})."
+        )
+
+    def by_role(self) -> np.ndarray:
+        """(L, 6) effects averaged over the tokens of each role in `ROLES`; NaN where a prompt has none."""
+        out = np.full((len(self.effect), len(ROLES)), np.nan)
+        for i, tokens in enumerate(roles(len(self.tokens), self.subject)):
+            if tokens:
+                out[:, i] = self.effect[:, tokens].mean(1)
+        return out
+
+    def suggest_layers(self) -> tuple[int, ...]:
+        """See `suggest`."""
+        return suggest(self.by_role())
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per layer and token."""
+        import pandas as pd
+
+        n_layers, n_tokens = self.effect.shape
+        layer, token = np.divmod(np.arange(n_layers * n_tokens), n_tokens)
+        return pd.DataFrame(
+            {
+                "layer": layer,
+                "token": token,
+                "text": [self.tokens[t] for t in token],
+                "in_subject": [self.subject[0] <= t < self.subject[1] for t in token],
+                "p_restored": self.restored.mean(-1).ravel(),
+                "sd": self.restored.std(-1).ravel(),
+                "effect": self.effect.ravel(),
+            }
+        )
+
+    def plot(self) -> go.Figure:
+        """A heatmap of tokens by layers."""
+        from editlab.viz import trace_heatmap
+
+        return trace_heatmap(self)
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(self.headline)}</p>{self.to_pandas().nlargest(8, 'effect').to_html(index=False)}"
+
+
+@dataclass(frozen=True)
+class TraceAverage:
+    """Effects averaged over facts.
+
+    Attributes:
+        effects: (n, L, 6) each fact's effects by role; NaN where its prompt has no such token.
+        p_clean, p_corrupt: (n,).
+        left_out: facts that were not traced, and why.
+    """
+
+    effects: np.ndarray
+    p_clean: np.ndarray
+    p_corrupt: np.ndarray
+    left_out: tuple[tuple[str, str], ...]
+    config: Config
+    model: str
+
+    @property
+    def headline(self) -> str:
+        """One sentence with the numbers that matter."""
+        best = self.to_pandas().dropna().nlargest(1, "effect").to_dict("records")[0]
+        return (
+            f"{len(self.effects)} facts: total effect {float((self.p_clean - self.p_corrupt).mean()):.1%}; the "
+            f"{self.config.kind} restores most at the {best['role']}, layer {best['layer']}: {best['effect']:.1%} "
+            f"({best['low']:.1%} to {best['high']:.1%}); {len(self.left_out)} facts left out."
+        )
+
+    def suggest_layers(self) -> tuple[int, ...]:
+        """See `suggest`."""
+        with np.errstate(invalid="ignore"):
+            return suggest(np.nanmean(self.effects, 0))
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per layer and role, with 95 % bootstrap intervals over facts."""
+        import pandas as pd
+
+        from editlab.evaluation.statistics import estimate
+
+        rows = []
+        for layer in range(self.effects.shape[1]):
+            for i, role in enumerate(ROLES):
+                values = self.effects[:, layer, i]
+                e = estimate(values[~np.isnan(values)].tolist(), seed=self.config.seed)
+                rows.append({"layer": layer, "role": role, "effect": e.mean, "low": e.low, "high": e.high, "n": e.n})
+        return pd.DataFrame(rows)
+
+    def plot(self) -> go.Figure:
+        """Lines over layers, one a role, with their intervals."""
+        from editlab.viz import trace_lines
+
+        return trace_lines(self)
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(self.headline)}</p>{self.to_pandas().nlargest(8, 'effect').to_html(index=False)}"
+
+
+def trace(
+    lm: LM, fact: Fact, config: Config | None = None, on_step: OnStep = silent, *, answer: str | None = None
+) -> Trace:
+    """Trace one prompt.
+
+    Args:
+        answer: what to follow; default the model's own most probable next token. Its first token is traced.
+
+    Raises:
+        RequestError: corruption changes the answer's probability by less than `min_gap`.
+    """
+    config = config or Config()
+    ids, spans = lm.tokens(fact.text, sink=True)
+    start, stop = len(fact.before), len(fact.before) + len(fact.subject)
+    inside = [i for i, (a, b) in enumerate(spans) if b > a and a < stop and b > start]
+    first, last = inside[0], inside[-1]
+    clean = pad_rows([ids], device=lm.device)
+    n_layers, site = lm.adapter.n_layers, SITE[config.kind]
+    with lm.session() as s, torch.no_grad():
+        s.capture(site, None)
+        out = s.run(clean, read=torch.tensor([len(ids) - 1], device=lm.device))
+    assert out.logits is not None
+    p = out.logits[0].float().softmax(-1)
+    token = int(p.argmax()) if answer is None else target_ids(lm, fact.text, answer, sink=True)[1][0]
+    p_clean = float(p[token])
+    states = torch.stack([out.captured[site, n][0] for n in range(n_layers)])  # (L, T, D)
+
+    std = noise_scale(lm) * config.noise
+    generator = torch.Generator().manual_seed(config.seed)
+    noise = torch.randn(config.samples, len(inside), lm.adapter.d_model, generator=generator) * std
+    batch = clean.rows(torch.zeros(config.samples, dtype=torch.long))
+    windows = [config.layers(layer, n_layers) for layer in range(n_layers)]
+    # A residual stream that is put back after block l is what block l + 1 reads.
+    is_stream = config.kind == "residual"
+    starts = [min(w[-1] + 1, n_layers - 1) if is_stream and len(w) == 1 else w[0] for w in windows]
+    with lm.session() as s, torch.no_grad():
+        s.patch("embed", None, lambda part: _with_noise(part, noise, first))
+        cones = s.cones(batch, sorted(set(starts)), first)
+    p_corrupt = _answer(lm, cones[max(cones)], token, [])
+    gap = p_clean - float(p_corrupt.mean())
+    if gap < config.min_gap:
+        raise RequestError(
+            f"Corrupting '{fact.subject}' moves the probability of '{lm.tokenizer.decode([token]).strip()}' after "
+            f"'{fact.text}' from {p_clean:.1%} to {p_corrupt.mean():.1%} only: there is nothing to restore.",
+            "Trace a fact that the model knows, use more noise, or lower min_gap.",
+        )
+    tokens = list(range(first, len(ids)))
+    restored = p_corrupt.repeat(n_layers, len(ids), 1)
+    for layer, window in enumerate(windows):
+        on_step(StepInfo("tracing", layer, n_layers, "layers"))
+        restored[layer, first:] = _restore(lm, cones[starts[layer]], token, states, window, site, tokens)
+    on_step(StepInfo("tracing", n_layers, n_layers, "layers"))
+    return Trace(
+        prompt=fact.text,
+        tokens=tuple(lm.tokenizer.decode([i]) for i in ids),
+        subject=(first, last + 1),
+        answer=lm.tokenizer.decode([token]),
+        p_clean=p_clean,
+        p_corrupt=p_corrupt.cpu().numpy(),
+        restored=restored.cpu().numpy(),
+        noise_std=std,
+        config=config,
+        model=lm.name,
+    )
+
+
+def trace_many(lm: LM, facts: Sequence[Fact], config: Config | None = None, on_step: OnStep = silent) -> TraceAverage:
+    """Average over facts; those that the model does not answer with their true target are left out, and counted.
+
+    Facts without a true target are traced with the model's own answer.
+
+    Raises:
+        RequestError: no fact could be traced.
+    """
+    config = config or Config()
+    traces: list[Trace] = []
+    left_out = []
+    for i, fact in enumerate(facts):
+        on_step(StepInfo("tracing facts", i, len(facts), "facts", fact.subject))
+        name = fact.id or fact.text
+        if fact.target_true:
+            prompt, target = target_ids(lm, fact.text, fact.target_true, sink=True)
+            said = lm.forward(pad_rows([prompt], device=lm.device), torch.tensor([len(prompt) - 1]))[0]
+            if int(said.argmax()) != target[0]:
+                left_out.append((name, "the model answers otherwise"))
+                continue
+        try:
+            traces.append(trace(lm, fact, config))
+        except RequestError as error:
+            left_out.append((name, error.what))
+    on_step(StepInfo("tracing facts", len(facts), len(facts), "facts"))
+    if not traces:
+        reason = f" ({left_out[0][1]})" if left_out else ""
+        raise RequestError(f"None of {len(facts)} facts could be traced{reason}.", "Use facts that the model knows.")
+    return TraceAverage(
+        effects=np.stack([t.by_role() for t in traces]),
+        p_clean=np.array([t.p_clean for t in traces]),
+        p_corrupt=np.array([t.p_corrupt.mean() for t in traces]),
+        left_out=tuple(left_out),
+        config=config,
+        model=lm.name,
+    )
+
+
+def roles(n_tokens: int, subject: tuple[int, int]) -> list[list[int]]:
+    """The tokens of each role in `ROLES`; those before the subject, where every effect is zero, have none."""
+    first, last, end = subject[0], subject[1] - 1, n_tokens - 1
+    return [
+        [first] if first < last else [],
+        list(range(first + 1, last)),
+        [last],
+        [last + 1] if last + 1 < end else [],
+        list(range(last + 2, end)),
+        [end] if end > last else [],
+    ]
+
+
+def suggest(effects: np.ndarray) -> tuple[int, ...]:
+    """Where an edit may be tried: the layers around the peak at the last subject token with four fifths of its effect.
+
+    A hint, not a rule: the best layer to edit is often another one ("Does Localization Inform Editing?", arXiv
+    2301.04213); a sweep of edits decides.
+
+    Args:
+        effects: (L, 6) by role.
+    """
+    at_subject = effects[:, ROLES.index("last subject token")]
+    peak = int(np.nanargmax(at_subject))
+    bound = 0.8 * at_subject[peak]
+    low = high = peak
+    while low > 0 and at_subject[low - 1] >= bound:
+        low -= 1
+    while high < len(at_subject) - 1 and at_subject[high + 1] >= bound:
+        high += 1
+    return tuple(range(low, high + 1))
+
+
+def noise_scale(lm: LM) -> float:
+    """Standard deviation over all entries of the embeddings of the factbook's country names, as they come out."""
+    from editlab.data.relations import relation
+
+    rows = [lm.tokens(f" {row.subject}", special=False)[0] for row in relation("capital").rows]
+    with lm.session() as s, torch.no_grad():
+        s.capture("embed", None)
+        batch = pad_rows(rows, device=lm.device)
+        embedded = s.run(batch, read=None).captured["embed"]
+    return float(embedded[batch.mask.bool()].float().std())
+
+
+def _with_noise(part: Tensor, noise: Tensor, first: int) -> Tensor:
+    changed = part.clone()
+    changed[:, first : first + noise.shape[1]] += noise.to(part)
+    return changed
+
+
+def _restore(lm: LM, cone: Cone, token: int, states: Tensor, window: range, site: str, tokens: Sequence[int]) -> Tensor:
+    """(len(tokens), S) probabilities with the clean states of `window` put back at each token."""
+    samples = cone.batch.n_rows
+    each = max(1, MAX_TOKENS // (samples * (cone.batch.width - cone.cut)))
+    found = []
+    for start in range(0, len(tokens), each):
+        chunk = torch.tensor(tokens[start : start + each])
+        rows = cone.rows(torch.arange(samples).repeat(len(chunk)))
+        at = chunk.repeat_interleave(samples).to(lm.device)
+        put = [(layer, states[layer][at]) for layer in window]
+        found.append(_answer(lm, rows, token, put, site, at).unflatten(0, (len(chunk), samples)))
+    return torch.cat(found)
+
+
+def _answer(
+    lm: LM, cone: Cone, token: int, put: Sequence[tuple[int, Tensor]], site: str = "", at: Tensor | None = None
+) -> Tensor:
+    """(rows,) probability of `token` at the last column, with states put in place."""
+    batch: Batch = cone.batch
+    with lm.session() as s, torch.no_grad():
+        for layer, value in put:
+            if site == "resid_post" and layer + 1 == cone.layer:
+                s.patch("resid_pre", cone.layer, value, at=at)
+            else:
+                s.patch(site, layer, value, at=at)
+        logits = s.run(cone, read=torch.full((batch.n_rows,), batch.width - 1, device=lm.device)).logits
+    assert logits is not None
+    return logits.float().softmax(-1)[:, token].cpu()

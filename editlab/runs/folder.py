@@ -1,0 +1,115 @@
+"""Run folders: what was done, with what, and what came out.
+
+A folder has `manifest.json`, `config.yaml` and `results.parquet`. The folder of a run that edited is an edit pack
+(`pack.json`, `edits.safetensors`) too, so whatever takes a pack takes a run.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from editlab.errors import ConfigError
+from editlab.report import EditReport
+from editlab.state.files import write_json, write_text, write_whole
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from editlab.lm import LM
+    from editlab.runs.measure import FailedRow
+
+
+def run_folder(kind: str, base_hash: str, root: Path = Path("runs")) -> Path:
+    """A fresh folder name: time, kind, and the base's short hash."""
+    stem = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{kind}-{base_hash[:6]}"
+    path, n = root / stem, 1
+    while path.exists():
+        n += 1
+        path = root / f"{stem}-{n}"
+    return path
+
+
+def write_run(
+    folder: Path,
+    lm: LM,
+    kind: str,
+    config: Mapping[str, Any],
+    reports: Sequence[EditReport],
+    failed: Sequence[FailedRow] = (),
+    extra: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the results of edits, and the ledger as a pack; the manifest comes last.
+
+    Args:
+        extra: goes into the manifest, over what is there by default.
+    """
+    import pandas as pd
+
+    write_config(folder, config)
+    lm.save_edits(folder)
+    _write_rows(folder, pd.DataFrame([record for report in reports for record in report.to_records()]))
+    edits = {
+        "edits": [
+            {"id": r.entry.id, "fact": r.fact.id or r.fact.subject, "seconds": r.seconds, "fires": r.fires}
+            for r in reports
+        ],
+        "failed": [{"fact": f.fact, "reason": f.reason} for f in failed],
+        "metrics": {
+            "p_new, p_true": "geometric mean of the target's token probabilities, teacher-forced, as typed",
+            "answer": "greedy continuation of 10 tokens, as typed",
+        },
+    }
+    write_manifest(folder, lm, kind, config, edits | dict(extra or {}))
+    return folder
+
+
+def write_table(
+    folder: Path, lm: LM, kind: str, config: Mapping[str, Any], rows: pd.DataFrame, extra: Mapping[str, Any]
+) -> Path:
+    """Write a run that edited nothing: its rows and its manifest."""
+    write_config(folder, config)
+    _write_rows(folder, rows)
+    write_manifest(folder, lm, kind, config, {"edits": [], "failed": [], **extra})
+    return folder
+
+
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write what was asked for, as YAML that can be passed on."""
+    import yaml
+
+    write_text(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+
+
+def _write_rows(folder: Path, rows: pd.DataFrame) -> None:
+    write_whole(folder / "results.parquet", lambda path: rows.to_parquet(path, index=False))
+
+
+def write_manifest(folder: Path, lm: LM, kind: str, config: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
+    """Write what was run, on which weights, with which versions; a folder with it is complete."""
+    manifest = {
+        "schema_version": 1,
+        "kind": kind,
+        "state": "complete",
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "config": dict(config),
+        "base": {"name": lm.name, "hash": lm.base_hash, "tokenizer": lm.tokenizer_hash},
+        "state_hash": lm.state_hash,
+        "dtype": str(next(lm.model.parameters()).dtype),
+        "device": str(lm.device),
+        **extra,
+        "versions": {name: version(name) for name in ("editlab", "torch", "transformers")},
+        "python": platform.python_version(),
+        "system": platform.platform(),
+    }
+    write_json(folder / "manifest.json", manifest)
+
+
+def check_free(folder: Path) -> None:
+    """Raise ConfigError if `folder` holds something already."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"'{folder}' is not empty.", "Choose another --out.")

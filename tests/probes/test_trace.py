@@ -1,0 +1,166 @@
+"""Causal tracing: exact against full forwards, the identities that restoration obeys, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import FAMILIES
+from tiny_lm import make_lm
+
+from editlab import LM, Fact
+from editlab.errors import RequestError
+from editlab.hooks.batch import pad_rows
+from editlab.probes.trace import ROLES, SITE, Config, Trace, noise_scale, roles, suggest, trace, trace_many
+
+FACT = Fact(prompt="In the old town of {} the people made", subject="New Vinland", target_new="x")
+QUICK: dict[str, Any] = {"samples": 3, "min_gap": -1.0, "noise": 3.0}
+
+
+def traced(lm: LM, **settings: Any) -> Trace:
+    """A trace of what a random model says."""
+    return trace(lm, FACT, Config(**(QUICK | settings)))
+
+
+def by_full_forwards(lm: LM, found: Trace) -> np.ndarray:
+    """(L, T, S) the same numbers, each cell with forwards of the whole model on the whole prompt."""
+    config, site = found.config, SITE[found.config.kind]
+    ids, _ = lm.tokens(FACT.text, sink=True)
+    first, stop = found.subject
+    n_layers = lm.adapter.n_layers
+    batch = pad_rows([ids], device=lm.device)
+    with lm.session() as s, torch.no_grad():
+        s.capture(site, None)
+        out = s.run(batch)
+    clean = [out.captured[site, n] for n in range(n_layers)]
+    token = int(out.logits[0, -1].argmax())
+    generator = torch.Generator().manual_seed(config.seed)
+    noise = torch.randn(config.samples, stop - first, lm.adapter.d_model, generator=generator) * found.noise_std
+    rows = batch.rows(torch.zeros(config.samples, dtype=torch.long))
+
+    def noisy(part: torch.Tensor) -> torch.Tensor:
+        part = part.clone()
+        part[:, first:stop] += noise
+        return part
+
+    want = np.zeros((n_layers, len(ids), config.samples))
+    for layer in range(n_layers):
+        for t in range(len(ids)):
+            with lm.session() as s, torch.no_grad():
+                s.patch("embed", None, noisy)
+                for n in config.layers(layer, n_layers):
+                    s.patch(site, n, clean[n][0, t], at=torch.full((config.samples,), t))
+                logits = s.run(rows).logits
+            want[layer, t] = logits[:, -1].softmax(-1)[:, token].numpy()
+    return want
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_fast_trace_gives_the_numbers_of_full_forwards(family: str) -> None:
+    lm = make_lm(family)
+    found = traced(lm)
+    assert found.restored == pytest.approx(by_full_forwards(lm, found), abs=1e-5)
+    # The noise does something, and the cells differ, so the comparison is no comparison of constants.
+    assert abs(found.gap) > 1e-4 and found.effect.std() > 1e-5
+
+
+@pytest.mark.parametrize("kind", ["mlp", "attention", "residual"])
+@pytest.mark.parametrize("window", [1, 2, 3])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gptj", "gemma2"])
+def test_windows_too(family: str, kind: str, window: int) -> None:
+    lm = make_lm(family)
+    found = traced(lm, kind=kind, window=window)
+    assert found.restored == pytest.approx(by_full_forwards(lm, found), abs=1e-5)
+
+
+def test_restoring_the_end_of_the_stream_gives_the_clean_run() -> None:
+    found = traced(make_lm("llama"))
+    assert found.restored[-1, -1] == pytest.approx(np.full(3, found.p_clean), abs=1e-6)
+    # At the last layer no other token matters any more, and in front of the subject nothing does in any layer.
+    assert np.abs(found.effect[-1, :-1]).max() < 1e-6
+    assert np.abs(found.effect[:, : found.subject[0]]).max() == 0
+    assert found.effect.shape == (3, len(found.tokens))
+
+
+def test_noise_is_scaled_seeded_and_shared_by_all_cells() -> None:
+    lm = make_lm("llama")
+    one, two, other = traced(lm), traced(lm), traced(lm, seed=1)
+    assert np.array_equal(one.restored, two.restored) and not np.array_equal(one.p_corrupt, other.p_corrupt)
+    assert one.noise_std == pytest.approx(3 * noise_scale(lm))
+    assert len(set(one.p_corrupt.tolist())) == 3
+    # A cell that changes nothing has the corrupted run's own numbers, sample by sample.
+    assert np.array_equal(one.restored[0, 0], one.p_corrupt)
+
+
+def test_batches_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = make_lm("gpt2")
+    whole = traced(lm)
+    monkeypatch.setattr("editlab.probes.trace.MAX_TOKENS", 1)
+    assert traced(lm).restored == pytest.approx(whole.restored, abs=1e-6)
+
+
+def test_too_small_a_gap_is_refused_with_the_numbers() -> None:
+    with pytest.raises(RequestError, match=r"from \d+\.\d% to \d+\.\d% only.*min_gap"):
+        trace(make_lm("llama"), FACT, Config(min_gap=1.0))
+
+
+def test_an_answer_can_be_named() -> None:
+    lm = make_lm("llama")
+    named = trace(lm, FACT, Config(**QUICK), answer="stone")
+    own = trace(lm, FACT, Config(**QUICK))
+    assert named.answer != own.answer and named.p_clean < own.p_clean
+
+
+def test_nothing_is_left_behind() -> None:
+    lm = make_lm("llama")
+    batch = lm.encode("the old town")
+    before = lm.forward(batch)
+    traced(lm)
+    assert torch.equal(lm.forward(batch), before)
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in lm.model.modules())
+
+
+def test_roles_cover_each_token_once() -> None:
+    assert roles(8, (1, 4)) == [[1], [2], [3], [4], [5, 6], [7]]
+    assert roles(8, (1, 2)) == [[], [], [1], [2], [3, 4, 5, 6], [7]]
+    assert roles(4, (2, 4)) == [[2], [], [3], [], [], []]
+    assert len(ROLES) == 6
+
+
+def test_suggested_layers_are_those_around_the_peak() -> None:
+    effects = np.full((6, 6), 0.5)
+    effects[:, 2] = [0.1, 0.9, 1.0, 0.85, 0.2, 0.95]
+    assert suggest(effects) == (1, 2, 3)  # the other peak is another place
+
+
+def test_an_average_counts_what_it_leaves_out() -> None:
+    lm = make_lm("llama")
+    facts = [
+        Fact(id="a", prompt="The {} made", subject="old town", target_new="x"),
+        Fact(id="b", prompt="{} and the river is", subject="Anna", target_new="x"),
+        Fact(id="c", prompt="The sea by {} is", subject="Thule", target_new="x", target_true="zebra"),
+    ]
+    found = trace_many(lm, facts, Config(**QUICK))
+    assert found.effects.shape == (2, 3, 6) and [name for name, _ in found.left_out] == ["c"]
+    single = [trace(lm, fact, Config(**QUICK)).by_role() for fact in facts[:2]]
+    assert np.array_equal(found.effects, np.stack(single), equal_nan=True)
+    table = found.to_pandas()
+    row = table[(table["layer"] == 1) & (table["role"] == "last subject token")].iloc[0]
+    assert row["n"] == 2 and row["effect"] == pytest.approx(np.mean([s[1, 2] for s in single]))
+    assert row["low"] <= row["effect"] <= row["high"]
+    assert "1 facts left out" in found.headline
+    with pytest.raises(RequestError, match="None of 1 facts could be traced"):
+        trace_many(lm, facts[2:], Config(**QUICK))
+
+
+def test_figures_show_the_numbers() -> None:
+    pytest.importorskip("plotly", reason="figures need the extra 'app' or 'notebook'")
+    lm = make_lm("llama")
+    found = traced(lm)
+    heat = found.plot().data[0]
+    assert np.allclose(np.asarray(heat.z), found.restored.mean(-1).T) and len(heat.y) == len(found.tokens)
+    lines = trace_many(lm, [FACT, FACT], Config(**QUICK)).plot()
+    assert any("last subject token (n=2)" in (line.name or "") for line in lines.data)
+    assert found.headline in found._repr_html_().replace("&#x27;", "'")
