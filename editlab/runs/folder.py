@@ -110,6 +110,12 @@ def write_manifest(folder: Path, lm: LM, kind: str, config: Mapping[str, Any], e
 
 
 def check_free(folder: Path) -> None:
-    """Raise ConfigError if `folder` holds something already."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    """Raise ConfigError if `folder` holds something already; what a run leaves that was killed at once is nothing."""
+    if not folder.exists():
+        return
+    is_free = folder.is_dir()
+    for path in folder.iterdir() if is_free else ():
+        is_begun = path.name == "journal.jsonl" and b"\n" not in path.read_bytes()
+        is_free = is_free and (path.name.startswith(".") or is_begun)
+    if not is_free:
         raise ConfigError(f"'{folder}' is not empty.", "Choose another --out.")
