@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -33,9 +34,9 @@ def register(app: typer.Typer) -> None:
             plan, name, facts = read_run(run)
             if is_finished(run):
                 drop_single_packs(run)  # a kill may have come between
-                out.result(
-                    {"run": str(run), "state": "finished"}, f"'{run}' is finished; there is nothing to go on with."
-                )
+                state = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["state_hash"]
+                data = {"run": str(run), "state": "finished", "state_hash": state}
+                out.result(data, f"'{run}' is finished; there is nothing to go on with.")
                 return
             from editlab.lm import LM
 
