@@ -1,0 +1,71 @@
+"""Many target values at once: one batched optimisation on the causal cone against one by one with full forwards.
+
+    python experiments/bench/values.py FACTS.json --facts 64 --plain 8
+
+The settings are MEMIT's for the model. The batched side optimises all facts; the plain side (the reference that the
+tests use, `tests/reference.py`) the first `--plain` of them, in the same run, and its time is scaled up to all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import torch
+from common import write
+
+from editlab import LM
+from editlab.config import build
+from editlab.data.formats import load_facts
+from editlab.edits.methods.memit import Config
+from editlab.edits.preserve import preserving
+from editlab.edits.presets import with_preset
+from editlab.edits.settings import edit_layers
+from editlab.edits.targets import forms
+from editlab.edits.values import optimise_all
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+
+
+def main() -> None:
+    from reference import optimise_plainly
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("facts_file", type=Path)
+    parser.add_argument("--model")
+    parser.add_argument("--facts", type=int, default=64)
+    parser.add_argument("--plain", type=int, default=8)
+    options = parser.parse_args()
+    lm = LM.from_pretrained(options.model)
+    settings = build(Config, with_preset(lm.adapter, "memit", {}), "memit")
+    layer = edit_layers(lm.adapter, settings)[-1]
+    facts = load_facts(options.facts_file)[: options.facts]
+    found = [f for of in forms(lm, facts, layer, settings, preserving(lm, layer, settings)) for f in of]
+    targets = [form.target(form.reference) for form in found]
+    began = time.perf_counter()
+    values = optimise_all(lm, layer, targets, settings)
+    fast = time.perf_counter() - began
+    chosen = {name: getattr(settings, name) for name in ("steps", "lr", "clamp", "decay", "kl_factor", "stop_loss")}
+    block = lm.model.get_submodule(lm.adapter.layers[layer].block)
+    plain, cosines = 0.0, []
+    for target, value in list(zip(targets, values, strict=True))[: options.plain]:
+        rows = [
+            (r.ids, r.index, r.reads, r.targets) for r in (*target.rows, *([target.essence] if target.essence else []))
+        ]
+        began = time.perf_counter()
+        delta, _ = optimise_plainly(lm.model, block, rows, target.reference, **chosen)
+        plain += time.perf_counter() - began
+        cosines.append(float(torch.nn.functional.cosine_similarity(value.delta, delta, dim=0)))
+    scaled = plain * len(targets) / min(options.plain, len(targets))
+    print(f"{len(facts)} facts, {len(targets)} values, layer {layer}, {settings.steps} losses at most")
+    print(
+        f"batched on the cone {fast:.1f} s; full forwards {plain:.1f} s for {len(cosines)}, so {scaled:.1f} s for all"
+    )
+    print(f"{scaled / fast:.1f} times faster; cosine of the shifts at least {min(cosines):.5f}")
+    write("values", {"cone_s": fast, "full_s": scaled, "speed_up": scaled / fast, "least_cosine": min(cosines)})
+
+
+if __name__ == "__main__":
+    main()
