@@ -1,0 +1,25 @@
+"""Runs: edits and analyses, measured, and written to folders that say how they came about."""
+
+from editlab.runs.batch import BatchResult, Plan, StopRules, drop_single_packs, is_finished, read_run, run_batch
+from editlab.runs.estimate import Estimate, estimate
+from editlab.runs.folder import check_free, run_folder, write_manifest, write_run, write_table
+from editlab.runs.measure import FailedRow, edit_and_measure
+
+__all__ = [
+    "BatchResult",
+    "Estimate",
+    "FailedRow",
+    "Plan",
+    "StopRules",
+    "check_free",
+    "drop_single_packs",
+    "edit_and_measure",
+    "estimate",
+    "is_finished",
+    "read_run",
+    "run_batch",
+    "run_folder",
+    "write_manifest",
+    "write_run",
+    "write_table",
+]

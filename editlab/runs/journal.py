@@ -1,0 +1,86 @@
+"""The journal of a run: one line of JSON per thing that happened, each on the disk before the next thing begins.
+
+A run that is killed leaves at most one torn line at the end, which is cut off when the journal is opened again. What
+a line speaks of (a pack) is whole on the disk before the line is written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from editlab.errors import ResumeRefused, RunBusy
+
+NAME = "journal.jsonl"
+
+
+class Journal:
+    """Events in order; `add` returns when the line is on the disk."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the journal of a run folder, or begin one.
+
+        Raises:
+            ResumeRefused: a line other than the last cannot be read.
+        """
+        self.path = folder / NAME
+        self.events: list[dict[str, Any]] = []
+        self._read()
+
+    def _read(self) -> None:
+        if not self.path.exists():
+            return
+        raw = self.path.read_bytes()
+        whole, torn = raw[: raw.rfind(b"\n") + 1], raw[raw.rfind(b"\n") + 1 :]
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                event = json.loads(line)
+                event["event"]
+            except (ValueError, TypeError, KeyError):
+                raise ResumeRefused(
+                    f"Line {number} of {self.path} is damaged.", "Start a new run; this one cannot be gone on with."
+                ) from None
+            self.events.append(event)
+        if torn:
+            with self.path.open("rb+") as f:
+                f.truncate(len(whole))
+                os.fsync(f.fileno())
+
+    def add(self, event: str, **data: Any) -> None:
+        """Write an event down."""
+        row = {"event": event, **data}
+        line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+        with self.path.open("ab") as f:
+            f.write(line.encode())
+            f.flush()
+            os.fsync(f.fileno())
+        self.events.append(row)
+
+    def of_chunk(self, chunk: int) -> dict[str, Any] | None:
+        """The event that ended a chunk, or None if it has not ended."""
+        ends = [e for e in self.events if e["event"] in ("committed", "failed") and e["chunk"] == chunk]
+        return ends[-1] if ends else None
+
+    def last(self, event: str) -> dict[str, Any] | None:
+        """The latest event of a kind."""
+        return next((e for e in reversed(self.events) if e["event"] == event), None)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a run folder for this process; the lock goes with the process, however that ends.
+
+    Raises:
+        RunBusy: another process holds it.
+    """
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise RunBusy(f"Another process is writing '{folder}'.", "Wait for it, or stop it.") from None

@@ -1,0 +1,92 @@
+"""A small sweep of a method's settings on one model, scored as edits are: does it fire, carry over, and spare others.
+
+The figure of merit is the harmonic mean of three shares of free answers: edits that fire, paraphrases that follow, and
+neighbours answered word for word as before; of those for which the facts have prompts. Values are kept between points, so that settings which do not change them
+cost little.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from scipy.stats import hmean
+
+from editlab.edits.presets import usual_layer
+from editlab.errors import ConfigError, EditFailed
+from editlab.progress import OnStep, StepInfo, silent
+
+if TYPE_CHECKING:
+    from editlab.facts import Fact
+    from editlab.lm import LM
+
+METRICS = ("efficacy_said", "paraphrase_said", "neighbourhood_same")
+Grid = Mapping[str, Sequence[Any]]
+
+
+def default_grid(lm: LM, method: str) -> dict[str, list[Any]]:
+    """Layers around the usual one, and for MEMIT's family the weight of the covariance."""
+    n, middle = lm.adapter.n_layers, usual_layer(lm.adapter)
+    step = max(1, n // 12)
+    layers = sorted({max(0, middle - step), middle, min(n - 2, middle + step), min(n - 2, middle + 3 * step)})
+    if method in ("memit", "memit-seq", "alphaedit"):
+        spread = [sorted({max(0, top - step), top}) for top in layers]
+        weight = {"tau_rel": [3e-4, 1e-3]} if method == "alphaedit" else {"lambda_rel": [0.3, 1.0]}
+        return {"layers": spread, **weight}
+    return {"layer": list(layers)}
+
+
+def tune(
+    lm: LM,
+    facts: Sequence[Fact],
+    method: str,
+    grid: Grid | None = None,
+    on_step: OnStep = silent,
+    *,
+    batch: bool = False,
+    on_row: Callable[[pd.DataFrame], None] = lambda rows: None,
+) -> pd.DataFrame:
+    """One row per combination of settings, best first; the model is left as it was.
+
+    Args:
+        grid: the values to try of each setting; default `default_grid`.
+        batch: write all facts in one edit, instead of each in its own.
+        on_row: is given the rows so far after each point.
+
+    Raises:
+        ConfigError: there is no fact, the model is edited, or a setting is unknown.
+    """
+    if not facts:
+        raise ConfigError("There is no fact to tune on.", "Give a facts file.")
+    if lm.ledger.active:
+        raise ConfigError("Tuning starts from the unedited model.", "Undo the edits, or load the model afresh.")
+    grid = grid or default_grid(lm, method)
+    points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    rows: list[dict[str, Any]] = []
+    for i, point in enumerate(points):
+        on_step(StepInfo("tuning", i, len(points), "points", ", ".join(f"{k}={v}" for k, v in point.items())))
+        rows.append(point | _score(lm, facts, method, point, batch))
+        on_row(pd.DataFrame(rows))
+    on_step(StepInfo("tuning", len(points), len(points), "points"))
+    return pd.DataFrame(rows).sort_values("score", ascending=False, ignore_index=True)
+
+
+def _score(lm: LM, facts: Sequence[Fact], method: str, point: Mapping[str, Any], batch: bool) -> dict[str, Any]:
+    twin = lm.fork()
+    failed = 0
+    for chunk in [list(facts)] if batch else [[fact] for fact in facts]:
+        try:
+            entry = twin.edit(chunk, method, **point)
+        except EditFailed:
+            failed += len(chunk)
+            continue
+        if not batch:
+            twin.undo(entry.id)
+    if failed == len(facts):
+        return dict.fromkeys(METRICS, 0.0) | {"score": 0.0, "n": len(facts), "failed": failed}
+    found = twin.evaluate(facts, metrics=METRICS, mode="together" if batch else "single")
+    shares = {line.metric: line.edited.mean * (1 - failed / len(facts)) for line in found.lines}
+    score = float(hmean([max(share, 0.0) for share in shares.values()])) if shares else 0.0
+    return dict.fromkeys(METRICS, float("nan")) | shares | {"score": score, "n": len(facts), "failed": failed}

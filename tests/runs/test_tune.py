@@ -1,0 +1,77 @@
+"""Tuning: every point is scored as edits are, and the model is left as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cli_fixtures import ROWS, Cli
+from scipy.stats import hmean
+from tiny_lm import make_lm
+
+from editlab import Fact
+from editlab.errors import ConfigError
+from editlab.runs.tune import METRICS, default_grid, tune
+
+FACTS = [Fact(**row, paraphrases=["It is said that"]) for row in ROWS]
+FACTS = [f.model_copy(update={"neighbours": ("Otto plays the",), "target_true": "x"}) for f in FACTS]
+
+
+@pytest.fixture
+def settings(quick: list[str]) -> dict[str, Any]:
+    pairs = (pair.partition("=") for pair in quick)
+    return {name: [yaml.safe_load(value)] for name, _, value in pairs if name != "layer"}
+
+
+def test_points_are_ranked_by_the_mean_that_is_documented(settings: dict[str, Any]) -> None:
+    lm = make_lm("llama")
+    seen: list[int] = []
+    found = tune(lm, FACTS, "rome", {"layer": [0, 1], **settings}, on_row=lambda rows: seen.append(len(rows)))
+    assert len(lm.ledger) == 0 and lm.state_hash == lm.base_hash
+    assert sorted(found["layer"]) == [0, 1] and seen == [1, 2]
+    assert found["score"].is_monotonic_decreasing and (found["n"] == 3).all()
+    for row in found.to_dict("records"):
+        assert row["score"] == pytest.approx(hmean([row[m] for m in METRICS]))
+        fork = lm.fork()
+        for fact in FACTS:
+            entry = fork.edit(fact, "rome", layer=row["layer"], **{k: v[0] for k, v in settings.items()})
+            fork.undo(entry.id)
+        by_hand = fork.evaluate(FACTS, metrics=METRICS, mode="single")
+        assert [row[m] for m in METRICS] == pytest.approx([by_hand[m].edited.mean for m in METRICS])
+
+
+def test_a_batch_is_scored_together(settings: dict[str, Any]) -> None:
+    lm = make_lm("llama")
+    found = tune(lm, FACTS, "memit", {"layers": [[0], [1]], **settings}, batch=True)
+    assert len(found) == 2 and (found["failed"] == 0).all()
+
+
+def test_what_cannot_be_tuned_is_said(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="no fact"):
+        tune(make_lm("llama"), [], "rome")
+    lm = make_lm("llama")
+    lm.edit(FACTS[0], "ft", layer=1, steps=2)
+    with pytest.raises(ConfigError, match="unedited model"):
+        tune(lm, FACTS, "rome")
+
+
+@pytest.mark.parametrize("method", ["rome", "memit", "alphaedit", "emmet"])
+def test_the_default_grid_is_of_the_method(method: str) -> None:
+    from editlab import registry
+    from editlab.config import build
+
+    grid = default_grid(make_lm("llama"), method)
+    build(registry.get(method).Config, {name: values[0] for name, values in grid.items()}, method)
+
+
+def test_on_the_command_line(cli: Cli, model: Callable[..., Path], quick: list[str], facts: Path, tmp_path: Path) -> None:
+    grid = [f"{n}=[{v}]" for n, _, v in (pair.partition("=") for pair in quick) if n != "layer"]
+    head = ["tune", "--file", facts, "-m", model()]
+    done = cli(*head, "--out", tmp_path / "run", "layer=[0,1]", *grid, "--json")
+    assert done.code == 0 and len(done.data["points"]) == 2 and done.data["best"]["layer"] in (0, 1)
+    assert (tmp_path / "run" / "manifest.json").exists()
+    assert cli(*head, "layer=1").code == 2
+    assert cli(*head, "mood=[1]").code == 2
