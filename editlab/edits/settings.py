@@ -49,6 +49,11 @@ class SeveralLayersSettings(LocateEditSettings):
         description="uniform: each layer closes an equal part of the gap that is left; last_only: the last layer all",
     )
 
+    value_norm_anchor: bool = Field(
+        default=False,
+        description="rescale each solved value to the length it has on the unedited model (arXiv 2602.02543)",
+    )
+
     @model_validator(mode="after")
     def _one_way_to_say_it(self) -> SeveralLayersSettings:
         if self.layer is not None and self.layers is not None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from editlab.edits.keys import states_at
+from editlab.edits.norm_anchor import anchor_norm, rescaled
 from editlab.edits.preserve import covariances
 from editlab.edits.record import delta_of, relative_norm
 from editlab.edits.settings import SeveralLayersSettings, edit_layers
@@ -86,7 +87,13 @@ def write(
     found = [form for of_fact in forms(lm, facts, top, config, metric) for form in of_fact]
     _check_keys(found)
     values = shifts(lm, top, found, config, on_step=on_step)
-    wanted = torch.stack([f.reference + v.delta for f, v in zip(found, values, strict=True)], 1).double()  # Z (d, B)
+    outputs = torch.stack([f.canonical_value for f in found], 1)  # (d, B) of the MLP as it is
+    solved = outputs + torch.stack([v.delta for v in values], 1).double()
+    anchor = None
+    if config.value_norm_anchor:
+        anchor = anchor_norm(lm, top, config, metric, on_step)
+        solved = rescaled(solved, anchor)
+    wanted = torch.stack([f.reference for f in found], 1).double() + (solved - outputs)  # Z (d, B)
 
     scratch = lm.fork()
     deltas: dict[str, Delta] = {}
@@ -136,6 +143,7 @@ def write(
             "steps": [len(v.losses) for v in values],
             "target_nll": [[v.nlls[0], v.nlls[-1]] for v in values],
             "clamped": [v.clamped for v in values],
+            "norm_anchor": anchor,
             "value_seconds": sum({v.started: v.seconds for v in values}.values()),
             "warnings": [f"{answered} of {len(values)} targets were answered already"] if answered else [],
         },

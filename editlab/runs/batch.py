@@ -287,7 +287,9 @@ class _Runner:
             name: found[name].edited.mean / (found[name].base.mean if name == "perplexity" else 1.0) for name in limits
         }
         self.journal.add("checked", chunk=number, values=values)
-        passed = [f"{name} is {values[name]:.3g}, above {limit:g}" for name, limit in limits.items() if values[name] > limit]
+        passed = [
+            f"{name} is {values[name]:.3g}, above {limit:g}" for name, limit in limits.items() if values[name] > limit
+        ]
         if passed:
             self.journal.add("stopped", chunk=number, reason=f"after {len(self.written)} facts {' and '.join(passed)}")
 
@@ -321,7 +323,11 @@ def read_run(folder: Path) -> tuple[Plan, str, list[Fact]]:
             "Name the folder of an 'editlab edit --file' that was stopped after it began.",
         )
     planned = events[0]
-    return Plan.model_validate(planned["plan"]), planned["model"], [Fact.model_validate(row) for row in planned["facts"]]
+    return (
+        Plan.model_validate(planned["plan"]),
+        planned["model"],
+        [Fact.model_validate(row) for row in planned["facts"]],
+    )
 
 
 def is_finished(folder: Path) -> bool:

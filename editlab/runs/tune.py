@@ -1,8 +1,8 @@
 """A small sweep of a method's settings on one model, scored as edits are: does it fire, carry over, and spare others.
 
-The figure of merit is the harmonic mean of three shares of free answers: edits that fire, paraphrases that follow, and
-neighbours answered word for word as before; of those for which the facts have prompts. Values are kept between points, so that settings which do not change them
-cost little.
+The figure of merit is the harmonic mean of three shares of free answers: edits that fire, paraphrases that follow,
+and neighbours answered word for word as before; of those for which the facts have prompts. Values are kept between
+points, so that settings which do not change them cost little.
 """
 
 from __future__ import annotations

@@ -205,3 +205,18 @@ def test_a_batch_survives_a_pack(quick: dict[str, Any], tmp_path: Path) -> None:
     (again,) = other.load_edits(tmp_path / "pack")
     assert other.state_hash == lm.state_hash
     assert torch.equal(again.edit.tensors["keys.1"], entry.edit.tensors["keys.1"])
+
+
+def test_anchored_values_have_the_length_of_the_unedited_model_s(quick: dict[str, Any]) -> None:
+    lm = make_lm("llama", add_bos=True)
+    hard = quick | {"contexts": {}}  # then keys and values are the prompt's own, and EMMET meets them exactly
+    first = lm.edit(FACTS[0], "emmet", layer=1, value_norm_anchor=True, **hard)
+    second = lm.edit(FACTS[1:], "emmet", layer=1, value_norm_anchor=True, **hard)
+    anchor = first.edit.info["norm_anchor"]
+    assert second.edit.info["norm_anchor"] == pytest.approx(anchor, rel=1e-6)  # of the base, not of the weights now
+    weights = dict(lm.model.named_parameters())
+    matrix = weights[lm.adapter.down(lm.model, 1).name].double()
+    outputs = matrix @ second.edit.tensors["keys.1"].double()
+    assert outputs.norm(dim=0).tolist() == pytest.approx([anchor] * 2, rel=1e-3)
+    free = lm.fork().edit(FACTS[2], "emmet", layer=1, **hard)
+    assert free.edit.info["norm_anchor"] is None

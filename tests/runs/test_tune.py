@@ -67,7 +67,9 @@ def test_the_default_grid_is_of_the_method(method: str) -> None:
     build(registry.get(method).Config, {name: values[0] for name, values in grid.items()}, method)
 
 
-def test_on_the_command_line(cli: Cli, model: Callable[..., Path], quick: list[str], facts: Path, tmp_path: Path) -> None:
+def test_on_the_command_line(
+    cli: Cli, model: Callable[..., Path], quick: list[str], facts: Path, tmp_path: Path
+) -> None:
     grid = [f"{n}=[{v}]" for n, _, v in (pair.partition("=") for pair in quick) if n != "layer"]
     head = ["tune", "--file", facts, "-m", model()]
     done = cli(*head, "--out", tmp_path / "run", "layer=[0,1]", *grid, "--json")
