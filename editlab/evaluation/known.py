@@ -79,6 +79,17 @@ def known(lm: LM, relation: Relation, stem: str | None = None, *, on_step: OnSte
     )
 
 
+def preferred(lm: LM, facts: Sequence[Fact], *, on_step: OnStep = silent) -> list[Fact]:
+    """The facts whose true target the model finds more probable than the new one (per token), one a subject.
+
+    CounterFact's own notion of an edit that has something to do; weaker than `known`.
+    """
+    asked = list({fact.subject: fact for fact in facts if fact.target_true}.values())
+    new = force(lm, [(f.text, f.target_new) for f in asked], on_step=on_step)
+    true = force(lm, [(f.text, str(f.target_true)) for f in asked], on_step=on_step)
+    return [f for f, a, b in zip(asked, new, true, strict=True) if b.nll < a.nll]
+
+
 def _verdicts(lm: LM, relation: Relation, stem: str, on_step: OnStep) -> list[str]:
     said = force(lm, [(fill(stem, row.subject), row.answer) for row in relation.rows], on_step=on_step)
     answers: Sequence[str] = sorted({row.answer for row in relation.rows}) if relation.is_closed else ()

@@ -1,0 +1,123 @@
+"""One edit after the other, all kept: where does each method break?
+
+    python experiments/lifelong/run.py FACTS.json --edits 200             # every setting below
+    python experiments/lifelong/run.py FACTS.json --only alphaedit
+    python experiments/lifelong/run.py --report                           # table and figure from results.csv
+
+The facts are those of the file, in its order, whose true answer the unedited model finds more probable than the new
+one, one a subject. Each setting is a run that can be killed and gone on with (runs/lifelong/NAME). When all edits are
+made they are put back one by one on the unedited model, and after 1, 10, 30, 100, ... of them at most `--sample` of the
+facts written so far, evenly spread over the sequence, are scored, with drift, perplexity and norms of the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from editlab import LM, Fact
+from editlab.data.formats import load_facts
+from editlab.evaluation.known import preferred
+from editlab.runs import Plan, run_batch
+
+# Name in the table: method, settings, facts of one edit.
+SETTINGS: dict[str, tuple[str, dict[str, Any], int]] = {
+    "rome": ("rome", {}, 1),
+    "emmet": ("emmet", {}, 1),
+    "memit": ("memit", {}, 1),
+    "memit, 25 an edit": ("memit", {}, 25),
+    "memit-seq": ("memit-seq", {}, 1),
+    "memit-seq, norm anchor": ("memit-seq", {"value_norm_anchor": True}, 1),
+    "memit-seq, 25 an edit": ("memit-seq", {}, 25),
+    "alphaedit": ("alphaedit", {}, 1),
+    "alphaedit, norm anchor": ("alphaedit", {"value_norm_anchor": True}, 1),
+    "ft": ("ft", {}, 1),
+}
+METRICS = (
+    "efficacy", "paraphrase", "neighbourhood", "score", "efficacy_argmax", "efficacy_said", "control_kl", "perplexity",
+    "norm_ratio",
+)  # fmt: skip
+MARKS = (1, 10, 30, 100, 200, 300, 1000)
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("facts", type=Path, nargs="?")
+    parser.add_argument("--model")
+    parser.add_argument("--edits", type=int, default=200)
+    parser.add_argument("--sample", type=int, default=50)
+    parser.add_argument("--only", nargs="+", default=list(SETTINGS), metavar="NAME")
+    parser.add_argument("--out", type=Path, default=HERE / "results.csv")
+    parser.add_argument("--runs", type=Path, default=Path("runs/lifelong"))
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--report", action="store_true", help="write the table and the figure, and nothing else")
+    options = parser.parse_args()
+    if options.report:
+        from report import write
+
+        write(options.out)
+        return
+    if options.facts is None:
+        parser.error("name a facts file")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    base = LM.from_pretrained(options.model)
+    facts = preferred(base, load_facts(options.facts))[: options.edits]
+    print(f"{len(facts)} facts that {base.name} prefers the true answer of", flush=True)
+    for name in options.only:
+        method, settings, size = SETTINGS[name]
+        key = {"model": base.name, "setting": name, "n": len(facts)}
+        done = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame()
+        if not done.empty and (done[list(key)] == pd.Series(key)).all(axis=1).any():
+            continue
+        mode = "sequential" if size == 1 else "sequential-batched"
+        plan = Plan(method=method, mode=mode, batch_size=size, settings=settings)
+        lm = base.fork()
+        folder = options.runs / name.replace(", ", "-").replace(" ", "-")
+        made = run_batch(lm, facts, plan, folder)
+        costs = {
+            "failed": len(made.failed),
+            "seconds": float(np.sum([r.seconds for r in made.reports])) / max(1, len(made.reports)),
+            "bytes": sum(p.stat().st_size for p in folder.rglob("*.safetensors")) / max(1, len(made.reports)),
+        }
+        rows = [key | costs | row for row in scores(lm, facts, options.sample)]
+        # Another process may have added its own rows meanwhile.
+        done = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame()
+        pd.concat([done, pd.DataFrame(rows)]).to_csv(options.out, index=False)
+        shown = pd.DataFrame(rows).pivot_table(index="edits", columns="metric", values="edited")
+        print(f"{name}: {costs}\n{shown.to_string(float_format=lambda x: f'{x:.3g}')}", flush=True)
+
+
+def scores(lm: LM, facts: list[Fact], sample: int) -> Iterator[dict[str, Any]]:
+    """Rows by edits so far and metric."""
+    entries = list(lm.ledger.active)
+    twin = lm.fork()
+    for entry in reversed(entries):
+        twin.undo(entry.id)
+    written: list[Fact] = []
+    total = sum(len(entry.edit.requests) for entry in entries)
+    marks = [m for m in MARKS if m < total] + [total]
+    for entry in entries:
+        twin.redo(entry.id)
+        before, now = len(written), len(written) + len(entry.edit.requests)
+        written += [Fact.model_validate(request) for request in entry.edit.requests]
+        if not any(before < mark <= now for mark in marks):
+            continue
+        places = np.unique(np.linspace(0, now - 1, min(sample, now)).round().astype(int))
+        for line in twin.evaluate([written[i] for i in places], metrics=METRICS).lines:
+            e = line.edited
+            yield {
+                "edits": now, "metric": line.metric, "base": line.base.mean, "edited": e.mean, "low": e.low,
+                "high": e.high, "items": e.n,
+            }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
