@@ -14,8 +14,9 @@ from typing import Any
 
 from editlab.errors import ConfigError, UnknownName, did_you_mean
 
-PACKAGES = {"methods": "editlab.edits.methods"}
-CONTRACTS = {"methods": ("Config", "compute")}
+PACKAGES = {"methods": "editlab.edits.methods", "memories": "editlab.memories.kinds"}
+NOUNS = {"methods": "method", "memories": "kind of memory"}
+CONTRACTS = {"methods": ("Config", "compute"), "memories": ("layer",)}
 
 
 def names(kind: str = "methods") -> list[str]:
@@ -35,7 +36,7 @@ def get(name: str, kind: str = "methods") -> Any:
     known = names(kind)
     name = _plain(name)
     if name not in known:
-        raise UnknownName(f"There is no {kind.rstrip('s')} '{name}'.", did_you_mean(name, known))
+        raise UnknownName(f"There is no {NOUNS[kind]} '{name}'.", did_you_mean(name, known))
     package = importlib.import_module(PACKAGES[kind])
     own = [m.name for m in pkgutil.iter_modules(package.__path__) if _plain(m.name) == name]
     external = _external(kind).get(name, [])
@@ -47,12 +48,10 @@ def get(name: str, kind: str = "methods") -> Any:
     try:
         module = external[0].load() if external else importlib.import_module(f"{PACKAGES[kind]}.{own[0]}")
     except (ImportError, SyntaxError, AttributeError) as error:
-        raise ConfigError(
-            f"The {kind.rstrip('s')} '{name}' cannot be imported: {error}.", "Repair or remove it."
-        ) from error
+        raise ConfigError(f"The {NOUNS[kind]} '{name}' cannot be imported: {error}.", "Repair or remove it.") from error
     missing = [n for n in CONTRACTS[kind] if not hasattr(module, n)]
     if missing:
-        raise ConfigError(f"'{module.__name__}' is no {kind.rstrip('s')}: it lacks {', '.join(missing)}.")
+        raise ConfigError(f"'{module.__name__}' is no {NOUNS[kind]}: it lacks {', '.join(missing)}.")
     return module
 
 

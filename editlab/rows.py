@@ -89,7 +89,12 @@ def essence_row(lm: LM, fact: Fact, *, sink: bool) -> Row:
 
 def align(rows: Sequence[Row], device: torch.device | str = "cpu") -> tuple[Batch, int]:
     """Rows padded so that every edited token stands in one column, and that column."""
-    batch = pad_rows([row.ids for row in rows], pivots=[row.index for row in rows], device=device)
+    batch = pad_rows(
+        [row.ids for row in rows],
+        pivots=[row.index for row in rows],
+        prompts=[row.reads[0] + 1 if row.targets else len(row.ids) for row in rows],
+        device=device,
+    )
     return batch, batch.column(0, rows[0].index)
 
 

@@ -26,7 +26,7 @@ from editlab.errors import (
 from editlab.hooks.batch import token_at
 from editlab.hooks.detect import detect
 from editlab.lm import LM
-from editlab.state.ledger import Delta, Edit
+from editlab.state.edit import Delta, Edit
 
 TEXTS = ["the thing is an island", "an inn", "is the café the Ünïcode in it?"]
 

@@ -23,7 +23,7 @@ import torch
 from pydantic import Field
 
 from editlab.config import MethodConfig
-from editlab.state.ledger import Delta, Edit
+from editlab.state.edit import Delta, Edit
 
 
 class Config(MethodConfig):

@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
         import torch
 
         from editlab.lm import LM
-        from editlab.state.ledger import Delta, Edit
+        from editlab.state.edit import Delta, Edit
 
         with Output(as_json=as_json, quiet=quiet) as out:
             checks: list[dict[str, object]] = []

@@ -12,7 +12,7 @@ from editlab.edits.solver import Metric, Update
 from editlab.edits.targets import Form
 from editlab.edits.values import Value
 from editlab.facts import Fact
-from editlab.state.ledger import Delta, Edit
+from editlab.state.edit import Delta, Edit
 
 if TYPE_CHECKING:
     from editlab.lm import LM

@@ -29,7 +29,7 @@ from editlab.edits.targets import Form, forms, shifts
 from editlab.edits.values import site_of_shift
 from editlab.errors import AdapterError, RequestError
 from editlab.progress import OnStep, StepInfo, silent
-from editlab.state.ledger import Delta, Edit
+from editlab.state.edit import Delta, Edit
 
 if TYPE_CHECKING:
     from editlab.facts import Fact

@@ -26,6 +26,8 @@ import torch
 from torch import Tensor
 
 from editlab.errors import EditFailed
+from editlab.hooks.cone import Cone
+from editlab.hooks.session import Session
 from editlab.progress import OnStep, StepInfo, silent
 from editlab.rows import Row, align, read_mask
 
@@ -48,6 +50,9 @@ class ValueSettings(Protocol):
     def kl_factor(self) -> float: ...
     @property
     def stop_loss(self) -> float: ...
+
+
+REST = 0.7  # share of a batch's targets still running at which the others leave it
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,83 @@ def site_of_shift(lm: LM, layer: int) -> tuple[str, int]:
     return "resid_pre", layer + 1
 
 
+class _Live:
+    """The targets of a batch that are still worked on, with all that a step needs.
+
+    Attributes:
+        numbers: (n,) which of the batch's targets. running: (n,) bool; one that has stopped is held still.
+        delta: (n, d_model) the shifts.
+        base: log-probabilities of the essence rows at shift zero, once they are known.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        targets: Sequence[Target],
+        numbers: Tensor,
+        cone: Cone,
+        place: tuple[str, int, int],
+        lr: float,
+    ) -> None:
+        site, layer, column = place
+        device = numbers.device
+        self.session, self.targets, self.numbers, self.cone, self.place = session, targets, numbers, cone, place
+        self.running = torch.ones(len(targets), dtype=torch.bool, device=device)
+        self.delta = torch.zeros(len(targets), cone.resid.shape[-1], device=device, requires_grad=True)
+        self.adam = torch.optim.Adam([self.delta], lr=lr)
+        self.base: Tensor | None = None
+        self.owner = torch.tensor([i for i, t in enumerate(targets) for _ in _rows(t)], device=device)
+        at = torch.full_like(self.owner, column)
+        self.wish = session.patch(site, layer, lambda part: part + self.delta[self.owner].to(part.dtype), at=at)
+
+    def losses(self, settings: ValueSettings, limits: Tensor) -> tuple[Tensor, Tensor]:
+        """Total loss and target NLL of each, (n,)."""
+        mask = read_mask(self.cone.batch, [row for t in self.targets for row in _rows(t)])
+        is_kl, owner, weight, wanted = _reading_plan(self.targets, self.delta.device)
+        logits = self.session.run(self.cone, read=mask).logits
+        assert logits is not None
+        log_probs = logits.float().log_softmax(-1)
+        nll = torch.zeros(len(self.targets), device=self.delta.device)
+        nll = nll.index_add(0, owner[~is_kl], -_pick(log_probs[~is_kl], wanted) * weight)
+        kl = torch.zeros_like(nll)
+        if bool(is_kl.any()):
+            new = log_probs[is_kl]
+            if self.base is None:
+                self.base = new.detach()
+            kl = kl.index_add(0, owner[is_kl], (new.exp() * (new - self.base)).sum(-1))
+        # The norm's gradient at zero is not defined; there the decay pulls nowhere.
+        norm = (self.delta.square().sum(-1) + 1e-20).sqrt()
+        return nll + settings.kl_factor * kl + settings.decay * norm / limits.square(), nll
+
+    def step(self, loss: Tensor, balls: Tensor) -> None:
+        """One step of Adam, back onto the ball, for those that run."""
+        self.adam.zero_grad()
+        loss.sum().backward()
+        before = self.delta.detach().clone()
+        self.adam.step()
+        with torch.no_grad():
+            self.delta.mul_((balls / self.delta.norm(dim=-1).clamp(min=1e-12)).clamp(max=1.0)[:, None])
+            self.delta.copy_(torch.where(self.running[:, None], self.delta, before))
+
+    def rest(self) -> _Live:
+        """Only those that still run, with their shifts and what Adam remembers of them."""
+        self.session.remove(self.wish)
+        kept = self.running.nonzero().flatten()
+        rows = self.running[self.owner].nonzero().flatten()
+        targets = [self.targets[i] for i in kept.tolist()]
+        new = _Live(
+            self.session, targets, self.numbers[kept], self.cone.rows(rows), self.place, self.adam.defaults["lr"]
+        )
+        with torch.no_grad():
+            new.delta.copy_(self.delta[kept])
+        old = self.adam.state[self.delta]
+        new.adam.state[new.delta] = {n: v[kept].clone() if v.shape == self.delta.shape else v for n, v in old.items()}
+        if self.base is not None:
+            has = torch.tensor([t.essence is not None for t in self.targets], device=kept.device)
+            new.base = self.base[self.running[has]]
+        return new
+
+
 def optimise(
     lm: LM, layer: int, targets: Sequence[Target], settings: ValueSettings, on_step: OnStep = silent
 ) -> list[Value]:
@@ -104,42 +186,23 @@ def optimise(
         EditFailed: the loss is not finite.
     """
     started = time.perf_counter()
-    rows = [row for t in targets for row in (*t.rows, *([t.essence] if t.essence else []))]
-    owner = torch.tensor([i for i, t in enumerate(targets) for _ in range(len(t.rows) + (t.essence is not None))])
-    batch, column = align(rows, lm.device)
-    mask = read_mask(batch, rows)
-    is_kl, owner_of_read, weight, wanted = _reading_plan(targets, lm.device)
-    owner = owner.to(lm.device)
+    site, start = site_of_shift(lm, layer)
     limits = torch.stack([t.reference.norm() for t in targets]).to(lm.device, torch.float32)
-    delta = torch.zeros(len(targets), lm.adapter.d_model, device=lm.device, requires_grad=True)
-    adam = torch.optim.Adam([delta], lr=settings.lr)
-    running = torch.ones(len(targets), dtype=torch.bool, device=lm.device)
+    shifts = torch.zeros(len(targets), lm.adapter.d_model, device=lm.device)
     losses: list[list[float]] = [[] for _ in targets]
     nlls: list[list[float]] = [[] for _ in targets]
-    base_log_probs: Tensor | None = None
-    site, start = site_of_shift(lm, layer)
-    at = torch.full((batch.n_rows,), column, device=lm.device)
     with lm.session() as s:
-        cone = s.cone(batch, start, column)
-        s.patch(site, start, lambda part: part + delta[owner].to(part.dtype), at=at)
+        batch, column = align([row for t in targets for row in _rows(t)], lm.device)
+        everyone = torch.arange(len(targets), device=lm.device)
+        live = _Live(s, targets, everyone, s.cone(batch, start, column), (site, start, column), settings.lr)
         for step in range(settings.steps):
-            log_probs = s.run(cone, read=mask).logits.float().log_softmax(-1)  # type: ignore[union-attr]
-            nll = torch.zeros(len(targets), device=lm.device)
-            nll = nll.index_add(0, owner_of_read[~is_kl], -_pick(log_probs[~is_kl], wanted) * weight)
-            kl = torch.zeros_like(nll)
-            if bool(is_kl.any()):
-                new = log_probs[is_kl]
-                if base_log_probs is None:
-                    base_log_probs = new.detach()
-                kl = kl.index_add(0, owner_of_read[is_kl], (new.exp() * (new - base_log_probs)).sum(-1))
-            # The norm's gradient at zero is not defined; there the decay pulls nowhere.
-            norm = (delta.square().sum(-1) + 1e-20).sqrt()
-            loss = nll + settings.kl_factor * kl + settings.decay * norm / limits.square()
+            loss, nll = live.losses(settings, limits[live.numbers])
             if not bool(torch.isfinite(loss).all()):
                 raise EditFailed("The loss of the value optimisation is not finite.", "Try a smaller learning rate.")
-            for i in running.nonzero().flatten().tolist():
-                losses[i].append(loss[i].item())
-                nlls[i].append(nll[i].item())
+            for i, number in enumerate(live.numbers.tolist()):
+                if live.running[i]:
+                    losses[number].append(loss[i].item())
+                    nlls[number].append(nll[i].item())
             on_step(
                 StepInfo(
                     "optimising the value",
@@ -149,21 +212,19 @@ def optimise(
                     f"loss {loss.mean().item():.3f}",
                 )
             )
-            running &= loss.detach() >= settings.stop_loss
-            if step == settings.steps - 1 or not bool(running.any()):
+            live.running &= loss.detach() >= settings.stop_loss
+            if step == settings.steps - 1 or not bool(live.running.any()):
                 break
-            adam.zero_grad()
-            loss.sum().backward()
-            before = delta.detach().clone()
-            adam.step()
-            with torch.no_grad():
-                ball = settings.clamp * limits
-                delta.mul_((ball / delta.norm(dim=-1).clamp(min=1e-12)).clamp(max=1.0)[:, None])
-                delta.copy_(torch.where(running[:, None], delta, before))
+            live.step(loss, settings.clamp * limits[live.numbers])
+            if int(live.running.sum()) <= REST * len(live.running):
+                # What has stopped need not run.
+                shifts[live.numbers] = live.delta.detach()
+                live = live.rest()
+        shifts[live.numbers] = live.delta.detach()
     seconds = time.perf_counter() - started
-    clamped = (delta.detach().norm(dim=-1) >= settings.clamp * limits * (1 - 1e-4)).tolist()
+    clamped = (shifts.norm(dim=-1) >= settings.clamp * limits * (1 - 1e-4)).tolist()
     return [
-        Value(delta.detach()[i].clone(), tuple(losses[i]), tuple(nlls[i]), bool(clamped[i]), seconds, started)
+        Value(shifts[i].clone(), tuple(losses[i]), tuple(nlls[i]), bool(clamped[i]), seconds, started)
         for i in range(len(targets))
     ]
 
@@ -209,12 +270,15 @@ def optimise_all(
 
 def _span(target: Target) -> int:
     """Columns that run: from the edited token to the end of the longest row."""
-    rows = [*target.rows, *([target.essence] if target.essence else [])]
-    return max(len(row.ids) - row.index for row in rows)
+    return max(len(row.ids) - row.index for row in _rows(target))
 
 
 def _n_rows(target: Target) -> int:
-    return len(target.rows) + (target.essence is not None)
+    return len(_rows(target))
+
+
+def _rows(target: Target) -> list[Row]:
+    return [*target.rows, *([target.essence] if target.essence else [])]
 
 
 def _pick(log_probs: Tensor, ids: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from editlab.facts import Fact
     from editlab.lm import LM
 
-Row = tuple[int, ...]
+Row = tuple[int, tuple[int, ...]]  # how many tokens are the prompt, and all of them
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def force(
         RequestError: a target gives no token.
     """
     parts = [target_ids(lm, prompt, target, sink=sink) for prompt, target in pairs]
-    rows: list[Row] = [(*prompt, *target[:-1]) for prompt, target in parts]
+    rows: list[Row] = [(len(prompt), (*prompt, *target[:-1])) for prompt, target in parts]
     carrier = _carriers(rows)
     wanted: dict[Row, set[int]] = {}
     for row, (prompt, target) in zip(rows, parts, strict=True):
@@ -104,8 +104,9 @@ def force(
 
     out: dict[int, Forced] = {}
     done = 0
-    for chunk in _buckets(sorted(users, key=len, reverse=True), batch_tokens):
-        batch = pad_rows(chunk, pivots=pad, device=lm.device)
+    for chunk in _buckets(sorted(users, key=lambda row: len(row[1]), reverse=True), batch_tokens):
+        lengths, ids = zip(*chunk, strict=True)
+        batch = pad_rows(ids, pivots=pad, prompts=lengths, device=lm.device)
         mask = torch.zeros_like(batch.mask, dtype=torch.bool)
         place: dict[tuple[int, int], int] = {}  # (row of the batch, token) -> line of the logits
         for b, row in enumerate(chunk):
@@ -134,12 +135,12 @@ def force(
 
 
 def _carriers(rows: Sequence[Row]) -> dict[Row, Row]:
-    """For every row the longest chain of rows that it begins: the one row that is run for all of them."""
+    """For every row the longest of those with the same prompt that it begins, which is run for all of them."""
     ordered = sorted(set(rows))
     carrier = {row: row for row in ordered}
     # In this order a row that begins any other one begins its successor.
     for row, following in reversed(list(pairwise(ordered))):
-        if following[: len(row)] == row:
+        if following[0] == row[0] and following[1][: len(row[1])] == row[1]:
             carrier[row] = carrier[following]
     return carrier
 
@@ -148,7 +149,7 @@ def _buckets(rows: Sequence[Row], batch_tokens: int) -> Iterator[list[Row]]:
     """Rows in batches, given longest first, so that a batch is padded to its first row."""
     start = 0
     while start < len(rows):
-        n = max(1, batch_tokens // len(rows[start]))
+        n = max(1, batch_tokens // len(rows[start][1]))
         yield list(rows[start : start + n])
         start += n
 

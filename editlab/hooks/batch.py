@@ -28,11 +28,14 @@ class Batch:
             either side.
         spans: per row, the character range of every real token in its text; empty tuples when the batch was
             made from ids.
+        ends: (B,) for each row the first column that is no prompt but an answer to it; None when all is prompt. Only
+            side memories ask for it: they decide by the prompt alone.
     """
 
     ids: Tensor
     mask: Tensor
     spans: tuple[tuple[Span, ...], ...] = ()
+    ends: Tensor | None = None
 
     @property
     def n_rows(self) -> int:
@@ -70,10 +73,11 @@ class Batch:
         """The batch of the rows at `index` (repeats allowed)."""
         index = torch.as_tensor(index, device=self.ids.device)
         spans = tuple(self.spans[int(i)] for i in index) if self.spans else ()
-        return Batch(self.ids[index], self.mask[index], spans)
+        return Batch(self.ids[index], self.mask[index], spans, None if self.ends is None else self.ends[index])
 
     def to(self, device: torch.device | str) -> Batch:
-        return Batch(self.ids.to(device), self.mask.to(device), self.spans)
+        ends = None if self.ends is None else self.ends.to(device)
+        return Batch(self.ids.to(device), self.mask.to(device), self.spans, ends)
 
 
 def pad_rows(
@@ -82,6 +86,7 @@ def pad_rows(
     pivots: Sequence[int] | Literal["left", "right"] = "left",
     pad_id: int = 0,
     spans: tuple[tuple[Span, ...], ...] = (),
+    prompts: Sequence[int] | None = None,
     device: torch.device | str = "cpu",
 ) -> Batch:
     """Pad rows of ids so that they share a column.
@@ -90,6 +95,7 @@ def pad_rows(
         rows: token ids per row, none empty.
         pivots: `"left"` pads on the left (last tokens aligned), `"right"` on the right; a sequence gives, per
             row, the token index that all rows shall have in the same column, with pads on both sides.
+        prompts: how many of each row's tokens are its prompt; default all.
     """
     if not rows or any(len(row) == 0 for row in rows):
         raise RequestError("A text is empty after tokenisation.", "Give at least one token.")
@@ -107,7 +113,8 @@ def pad_rows(
         start = lead - b
         ids[i, start : start + len(row)] = torch.tensor(row)
         mask[i, start : start + len(row)] = 1
-    return Batch(ids.to(device), mask.to(device), spans)
+    ends = None if prompts is None else torch.tensor([lead - b + n for b, n in zip(before, prompts, strict=True)])
+    return Batch(ids, mask, spans, ends).to(device)
 
 
 def tokenize(tokenizer: Any, text: str, sink: int | None = None) -> tuple[list[int], tuple[Span, ...]]:

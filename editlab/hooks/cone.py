@@ -28,6 +28,7 @@ from transformers import DynamicCache
 from editlab.errors import ConfigError, StaleState
 from editlab.hooks.adapter import ModelAdapter
 from editlab.hooks.batch import Batch
+from editlab.hooks.routing import select_rows
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Cone:
         if self.past is not None:
             past = _copied(self.past)
             past.batch_select_indices(index)
+            select_rows(past, index)
         return replace(self, batch=self.batch.rows(index), resid=self.resid[index], past=past)
 
     def cache(self) -> DynamicCache:

@@ -29,6 +29,7 @@ from editlab.hooks.attention import AttentionTap
 from editlab.hooks.batch import Batch
 from editlab.hooks.cone import Cone, Stop, cropped, entering_at, until
 from editlab.hooks.points import At, Frame, Lens, Point, locate, select
+from editlab.hooks.routing import prompt_ends
 from editlab.hooks.sites import site as lookup
 from editlab.hooks.wishes import Captured, Output, Phase, Value, Wish, grant, runs
 
@@ -324,7 +325,8 @@ class Session(AbstractContextManager["Session"]):
         self._is_ours = True
         token = _RUNNING.set((self.model, self._frame))
         try:
-            return self.model(batch.ids[:, start:], **kwargs).logits
+            with prompt_ends(batch.ends):
+                return self.model(batch.ids[:, start:], **kwargs).logits
         finally:
             _RUNNING.reset(token)
             self._is_ours = False
@@ -337,7 +339,8 @@ class Session(AbstractContextManager["Session"]):
         """
         self._captured = Captured()
         options = {"do_sample": False, "pad_token_id": 0, **options}
-        with torch.no_grad():
+        ends = torch.full((batch.n_rows,), batch.width, device=batch.ids.device)
+        with torch.no_grad(), prompt_ends(ends):
             out = self.model.generate(  # type: ignore[operator]
                 input_ids=batch.ids, attention_mask=batch.mask, max_new_tokens=max_new_tokens, **options
             )

@@ -46,7 +46,9 @@ if TYPE_CHECKING:
     from editlab.lm import LM
 
 Kind = Literal["residual", "mlp", "attention"]
-MAX_TOKENS = 2048  # of one batch, padding included
+# Tokens of one batch, if it has more than one restored position: rows of a batch share the columns that run, from its
+# first restored token on, so a larger batch runs more columns that nothing has changed.
+BATCH_TOKENS = 256
 SITE = {"residual": "resid_post", "mlp": "mlp_out", "attention": "attn_out"}
 ROLES = (
     "first subject token", "middle subject tokens", "last subject token", "next token", "further tokens", "last token",
@@ -256,11 +258,16 @@ def trace(
     windows = [config.layers(layer, n_layers) for layer in range(n_layers)]
     # A residual stream that is put back after block l is what block l + 1 reads.
     is_stream = config.kind == "residual"
+    cells = n_layers * (len(ids) - first)
     starts = [min(w[-1] + 1, n_layers - 1) if is_stream and len(w) == 1 else w[0] for w in windows]
-    with lm.session() as s, torch.no_grad():
-        s.patch("embed", None, lambda part: _with_noise(part, noise, first))
-        cones = s.cones(batch, sorted(set(starts)), first)
-    p_corrupt = _answer(lm, cones[max(cones)], token, [])
+
+    def cones(cut: int) -> dict[int, Cone]:
+        with lm.session() as s, torch.no_grad():
+            s.patch("embed", None, lambda part: _with_noise(part, noise, first))
+            return s.cones(batch, sorted(set(starts)), cut)
+
+    at_first = cones(first)
+    p_corrupt = _answer(lm, at_first[max(at_first)], token, [])
     gap = p_clean - float(p_corrupt.mean())
     if gap < config.min_gap:
         raise RequestError(
@@ -268,12 +275,13 @@ def trace(
             f"'{fact.text}' from {p_clean:.1%} to {p_corrupt.mean():.1%} only: there is nothing to restore.",
             "Trace a fact that the model knows, use more noise, or lower min_gap.",
         )
-    tokens = list(range(first, len(ids)))
     restored = p_corrupt.repeat(n_layers, len(ids), 1)
-    for layer, window in enumerate(windows):
-        on_step(StepInfo("tracing", layer, n_layers, "layers"))
-        restored[layer, first:] = _restore(lm, cones[starts[layer]], token, states, window, site, tokens)
-    on_step(StepInfo("tracing", n_layers, n_layers, "layers"))
+    for group in _groups(first, len(ids), config.samples):
+        frozen = cones(group[0])
+        for layer, window in enumerate(windows):
+            on_step(StepInfo("tracing", (group[0] - first) * n_layers + layer * len(group), cells, "cells"))
+            restored[layer, group] = _restore(lm, frozen[starts[layer]], token, states, window, site, group)
+    on_step(StepInfo("tracing", cells, cells, "cells"))
     return Trace(
         prompt=fact.text,
         tokens=tuple(lm.tokenizer.decode([i]) for i in ids),
@@ -377,18 +385,23 @@ def _with_noise(part: Tensor, noise: Tensor, first: int) -> Tensor:
     return changed
 
 
+def _groups(first: int, stop: int, samples: int) -> list[list[int]]:
+    """Tokens that are restored in one batch, in order."""
+    groups = []
+    while first < stop:
+        n = max(1, BATCH_TOKENS // (samples * (stop - first)))
+        groups.append(list(range(first, min(first + n, stop))))
+        first = groups[-1][-1] + 1
+    return groups
+
+
 def _restore(lm: LM, cone: Cone, token: int, states: Tensor, window: range, site: str, tokens: Sequence[int]) -> Tensor:
     """(len(tokens), S) probabilities with the clean states of `window` put back at each token."""
     samples = cone.batch.n_rows
-    each = max(1, MAX_TOKENS // (samples * (cone.batch.width - cone.cut)))
-    found = []
-    for start in range(0, len(tokens), each):
-        chunk = torch.tensor(tokens[start : start + each])
-        rows = cone.rows(torch.arange(samples).repeat(len(chunk)))
-        at = chunk.repeat_interleave(samples).to(lm.device)
-        put = [(layer, states[layer][at]) for layer in window]
-        found.append(_answer(lm, rows, token, put, site, at).unflatten(0, (len(chunk), samples)))
-    return torch.cat(found)
+    rows = cone.rows(torch.arange(samples).repeat(len(tokens)))
+    at = torch.tensor(tokens, device=lm.device).repeat_interleave(samples)
+    put = [(layer, states[layer][at]) for layer in window]
+    return _answer(lm, rows, token, put, site, at).unflatten(0, (len(tokens), samples))
 
 
 def _answer(

@@ -13,7 +13,7 @@ from editlab.config import build
 from editlab.edits.presets import with_preset
 from editlab.evaluation.scorer import score_facts
 from editlab.progress import OnStep, silent
-from editlab.state.ledger import Edit
+from editlab.state.edit import Edit
 
 if TYPE_CHECKING:
     from editlab.facts import Fact

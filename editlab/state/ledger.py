@@ -9,6 +9,9 @@ The weights of a view are a function of its ledger, for every parameter W:
 2. A change is all or nothing: values are computed and checked for every parameter before any is written.
 3. An edit after which every weight equals what it was is refused: nothing happened, so nothing is recorded.
 
+Edits with a routing are no part of that sum: those that are active make up the view's side memories, which are likewise
+built afresh from them at each change (`editlab.memories`).
+
 Undoing an entry keeps the later ones. They were solved on a state that is now gone, which
 `Entry.solved_elsewhere` says; solving them again is the caller's to drive (`Ledger.replace`).
 """
@@ -17,222 +20,22 @@ from __future__ import annotations
 
 import hashlib
 import html
-import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from editlab.errors import EditFailed, EditlabError, UnknownName, did_you_mean
-from editlab.state.weights import WeightView, tensor_sha256
+from editlab.memories import build, digest_of, weights
+from editlab.state.edit import Delta, Edit
+from editlab.state.weights import WeightView
 
 State = Literal["active", "removed"]
-
-
-# --- what an edit is ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Delta:
-    """An additive change of one parameter, in the parameter's stored layout (GPT-2's Conv1D: (in, out)).
-
-    Either `left (rows, r)` and `right (r, cols)`, whose product is added, or `dense`, of the parameter's
-    shape. float32 or float64. The tensors are copied to the CPU, so later changes to them do not reach it.
-
-    Raises:
-        EditlabError: the tensors are not one of the two forms, or r exceeds rows or cols (see `low_rank`).
-    """
-
-    left: Tensor | None = None
-    right: Tensor | None = None
-    dense: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        given = {k: t for k, t in (("left", self.left), ("right", self.right), ("dense", self.dense)) if t is not None}
-        if set(given) not in ({"left", "right"}, {"dense"}):
-            raise EditlabError(
-                f"A delta has {', '.join(given) or 'no tensors'}.", "Give left and right, or dense alone."
-            )
-        dtypes = {t.dtype for t in given.values()}
-        if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float64}:
-            raise EditlabError(
-                f"A delta is stored as {', '.join(sorted(str(d) for d in dtypes))}.",
-                "Give float32 or float64, the same for both factors.",
-            )
-        if self.left is not None and self.right is not None:
-            left, right = self.left.shape, self.right.shape
-            if len(left) != 2 or len(right) != 2 or left[1] != right[0]:
-                raise EditlabError(
-                    f"Factors of shapes {tuple(left)} and {tuple(right)} do not multiply.",
-                    "Give (rows, r) and (r, cols).",
-                )
-            if not 1 <= left[1] <= min(left[0], right[1]):
-                raise EditlabError(
-                    f"Factors of rank {left[1]} are not low-rank for a {left[0]} x {right[1]} weight.",
-                    "Use Delta.low_rank, which multiplies them out.",
-                )
-        for name, t in given.items():
-            with torch.inference_mode(False):
-                owned = t.detach().to("cpu", copy=True).contiguous()
-            object.__setattr__(self, name, owned)
-
-    @classmethod
-    def low_rank(cls, left: Tensor, right: Tensor) -> Delta:
-        """A delta from factors, multiplied out in float64 where r exceeds rows or cols."""
-        if left.ndim == right.ndim == 2 and left.shape[1] > min(left.shape[0], right.shape[1]):
-            return cls(dense=left.double() @ right.double())
-        return cls(left=left, right=right)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the parameter it changes."""
-        if self.dense is not None:
-            return tuple(self.dense.shape)
-        left, right = self._factors
-        return left.shape[0], right.shape[1]
-
-    @property
-    def rank(self) -> int:
-        """The number of factors, or for a dense delta the most its rank can be."""
-        return min(self.shape) if self.dense is not None else self._factors[0].shape[1]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """float32 or float64."""
-        return next(iter(self.tensors.values())).dtype
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        """Its parts by name: left and right, or dense."""
-        if self.dense is not None:
-            return {"dense": self.dense}
-        left, right = self._factors
-        return {"left": left, "right": right}
-
-    @property
-    def _factors(self) -> tuple[Tensor, Tensor]:
-        assert self.left is not None and self.right is not None  # __post_init__ saw to it
-        return self.left, self.right
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether no part holds a NaN or an infinity."""
-        return all(bool(torch.isfinite(t).all()) for t in self.tensors.values())
-
-    def dense_sum(self) -> Tensor:
-        """The change itself, in float64 on the CPU, of the parameter's shape."""
-        return self.add_to(torch.zeros(self.shape, dtype=torch.float64))
-
-    def add_to(self, total: Tensor) -> Tensor:
-        """Add the change in place to a float64 tensor of the parameter's shape, on any device."""
-        if self.dense is not None:
-            return total.add_(self.dense.to(total))
-        left, right = self._factors
-        return total.addmm_(left.to(total), right.to(total))
-
-    def to(self, dtype: torch.dtype) -> Delta:
-        """The same delta in float32 or float64."""
-        return Delta(**{name: t.to(dtype) for name, t in self.tensors.items()})
-
-    def norm(self) -> float:
-        """Frobenius norm, from the factors where there are factors."""
-        return self._norm
-
-    @cached_property
-    def _norm(self) -> float:
-        if self.dense is not None:
-            return float(torch.linalg.vector_norm(self.dense, dtype=torch.float64))
-        left, right = (t.double() for t in self._factors)
-        # left = QR with orthonormal Q, so |left right| = |R right|: no cancellation, unlike the Gram trick.
-        return float(torch.linalg.vector_norm(torch.linalg.qr(left, mode="r").R @ right))
-
-    def __repr__(self) -> str:
-        form = "dense" if self.dense is not None else f"rank {self.rank}"
-        return f"Delta({form}, {' x '.join(map(str, self.shape))}, norm {self.norm():.4g})"
-
-
-@dataclass(frozen=True, eq=False)
-class Edit:
-    """What a method returns: the changes it wants, before any of them is made.
-
-    `config`, `requests` and `info` are kept as JSON holds them (tuples become lists), so that an edit read
-    from a pack is equal to the one that was saved. Numbers in `info` that are not finite become None.
-
-    Attributes:
-        method: the name the method is registered under.
-        config: its resolved settings.
-        requests: the facts it was asked for.
-        deltas: per parameter name the change.
-        info: diagnostics (losses, probabilities, condition numbers, timing).
-        tensors: what later edits of a sequential method need, such as keys. Not added to any weight.
-
-    Raises:
-        EditlabError: a value that JSON cannot hold.
-    """
-
-    method: str
-    config: dict[str, Any]
-    requests: list[dict[str, Any]]
-    deltas: dict[str, Delta]
-    info: dict[str, Any] = field(default_factory=dict)
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        plain = {
-            "config": _as_json(self.config, f"The config of {self.method}"),
-            "requests": _as_json(self.requests, f"A request of {self.method}"),
-            "info": _as_json(_finite_or_none(self.info), f"The diagnostics of {self.method}"),
-            "deltas": dict(self.deltas),
-            "tensors": {name: t.detach().to("cpu", copy=True).contiguous() for name, t in self.tensors.items()},
-        }
-        for name, value in plain.items():
-            object.__setattr__(self, name, value)
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of the deltas: which change it is, whoever asked for it."""
-        digest = hashlib.sha256()
-        for name in sorted(self.deltas):
-            for part, t in self.deltas[name].tensors.items():
-                digest.update(f"{len(name)}:{name}:{part}:{tensor_sha256(t)}\n".encode())
-        return digest.hexdigest()
-
-    @property
-    def summary(self) -> str:
-        """The requests in a few words."""
-        if not self.requests:
-            return "no requests"
-        first = self.requests[0]
-        prompt = str(first.get("prompt", "")).replace("{}", str(first.get("subject", "")))
-        text = f"{prompt} → {first.get('target_new', '')}".strip(" →")
-        more = f" (and {len(self.requests) - 1} more)" if len(self.requests) > 1 else ""
-        return f"{text[:80]}{more}"
-
-
-def _as_json(value: Any, what: str) -> Any:
-    try:
-        return json.loads(json.dumps(value, allow_nan=False))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise EditlabError(
-            f"{what} cannot be stored as JSON: {error}.", "Use strings, finite numbers, lists and dicts."
-        ) from None
-
-
-def _finite_or_none(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {k: _finite_or_none(v) for k, v in value.items()}
-    return [_finite_or_none(v) for v in value] if isinstance(value, list | tuple) else value
-
-
-# --- the ledger ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -464,7 +267,9 @@ class Ledger:
             parent_state_hash=(
                 self.view.current_hash
                 if is_current
-                else self.view.hash_with({name: self._weight(name, below) for name in touched})
+                else self.view.hash_with(
+                    {name: self._weight(name, below) for name in touched}, digest_of(_routed(below))
+                )
             ),
             parent_lineage=_lineages(self.view.base_hash, below)[-1],
         )
@@ -508,7 +313,7 @@ class Ledger:
         """Make `entries` the ledger and the weights theirs, or raise and leave both as they were."""
         active = [e for e in entries if e.is_active]
         values = {name: self._weight(name, active) for name in touched}
-        if must_change is not None:
+        if must_change is not None and must_change.routing is None:
             without = [e for e in active if e.edit is not must_change]
             if all(self._is_same(name, values[name], without) for name in values):
                 raise EditFailed(
@@ -516,13 +321,18 @@ class Ledger:
                     "or too small for the weights' dtype.",
                     "Check the request, or load the model in float32.",
                 )
-        old = self._entries
+        old, routed, routes = self._entries, _routed(active), self.view.routes
         try:
             self._entries = self._with_flags(entries)
+            layers = build(self.view.model, routed)
             self.view.write_all(values)
         except BaseException:
             self._entries = old
             raise
+        if layers or routes.layers:
+            changed = dict.fromkeys([*weights(routes.layers), *weights(layers)])
+            routes.set(layers, digest_of(routed))
+            self.view.announce(tuple(changed))
 
     def _is_same(self, name: str, value: Tensor | None, without: Sequence[Entry]) -> bool:
         base = self.view.base(name)
@@ -538,6 +348,11 @@ class Ledger:
         return [
             replace(e, solved_elsewhere=e.parent_lineage != below) for e, below in zip(entries, lineages, strict=False)
         ]
+
+
+def _routed(entries: Iterable[Entry]) -> list[Edit]:
+    """The edits that are parts of side memories."""
+    return [e.edit for e in entries if e.edit.routing is not None]
 
 
 def _lineages(base_hash: str, entries: Sequence[Entry]) -> list[str]:

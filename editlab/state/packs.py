@@ -51,7 +51,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from editlab.errors import EditlabError, PackError
-from editlab.state.ledger import Delta, Edit, Entry, Ledger
+from editlab.state.edit import Delta, Edit
+from editlab.state.ledger import Entry, Ledger
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "pack.json"
@@ -145,8 +146,15 @@ class EntryRecord(_Strict):
     base_hash: Sha256
     parent_state_hash: Sha256
     parent_lineage: Sha256
-    deltas: Annotated[dict[Name, DeltaRecord], Field(min_length=1)]
+    deltas: dict[Name, DeltaRecord]
     tensors: dict[Name, TensorRecord]
+    routing: dict[str, JsonValue] | None = None
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> EntryRecord:
+        if not self.deltas and self.routing is None:
+            raise ValueError("an entry has neither deltas nor a routing")
+        return self
 
     def tensor_records(self) -> list[TensorRecord]:
         """Every tensor this entry owns in the tensor file."""
@@ -453,6 +461,7 @@ def _entry(record: EntryRecord, tensors: Any) -> Entry:
         deltas=deltas,
         info=record.info,
         tensors={name: tensors.get_tensor(t.tensor) for name, t in record.tensors.items()},
+        routing=record.routing,
     )
     return Entry(
         id=record.id,
@@ -623,6 +632,7 @@ def _records(entries: list[Entry]) -> tuple[list[dict[str, Any]], dict[str, Tens
                 "parent_lineage": e.parent_lineage,
                 "deltas": deltas,
                 "tensors": {n: described(f"{e.id}/tensors/{n}", t) for n, t in e.edit.tensors.items()},
+                **({} if e.edit.routing is None else {"routing": e.edit.routing}),
             }
         )
     return records, tensors

@@ -36,6 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from editlab.errors import EditFailed, EditlabError, UnknownName
+from editlab.hooks.routing import Routes
 
 log = logging.getLogger(__name__)
 
@@ -276,6 +277,7 @@ class WeightView:
 
     Attributes:
         model: the edited module tree.
+        routes: side memories that change the output of some of its modules; not part of any weight.
         version: goes up by one at each write.
         on_change: called after each write with the names that changed. An exception in a callback is
             logged, since the weights have changed already.
@@ -293,6 +295,7 @@ class WeightView:
         self._canonical = {n: first[id(p)] for n, p in base.named_parameters(remove_duplicate=False)}
         self._own: dict[str, nn.Parameter] = {}
         self._own_hashes: dict[str, str] = {}
+        self.routes = Routes(self.model)
         self._roots: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         ties = {alias: name for alias, name in self._canonical.items() if alias != name}
         self._fingerprint = Fingerprint(_weight_sources(base), ties)
@@ -345,17 +348,22 @@ class WeightView:
 
     @property
     def current_hash(self) -> str:
-        """Content hash of the edited state; equals `base_hash` exactly when nothing is edited."""
+        """Content hash of the edited state, side memories included; `base_hash` exactly when nothing is edited."""
         with self.lock:
             for name in self._own.keys() - self._own_hashes.keys():
                 self._own_hashes[name] = tensor_sha256(self._own[name])
             replaced = {name: self._own_hashes[name] for name in self._own}
-        return self._fingerprint.root(replaced) if replaced else self.base_hash
+        return self._with_routes(self._fingerprint.root(replaced) if replaced else self.base_hash, self.routes.digest)
 
-    def hash_with(self, values: Mapping[str, Tensor | None]) -> str:
-        """What `current_hash` would be if these were the only edits; nothing is written."""
+    def hash_with(self, values: Mapping[str, Tensor | None], routes: str = "") -> str:
+        """What `current_hash` would be if these were the only edits, and `routes` the memories' digest."""
         prepared = {self.resolve(name): self._prepare(name, value) for name, value in values.items()}
-        return self._fingerprint.root({n: tensor_sha256(t) for n, t in prepared.items() if t is not None})
+        root = self._fingerprint.root({n: tensor_sha256(t) for n, t in prepared.items() if t is not None})
+        return self._with_routes(root, routes)
+
+    @staticmethod
+    def _with_routes(weights: str, routes: str) -> str:
+        return combine_hashes({"weights": weights, "routes": routes}) if routes else weights
 
     # writing
 
@@ -380,9 +388,13 @@ class WeightView:
             if len(prepared) < len(values):
                 raise EditlabError("Two of the given names are one tied parameter.", "Give it once.")
             self._commit(prepared)
+        self.announce(tuple(prepared))
+
+    def announce(self, names: tuple[str, ...]) -> None:
+        """Tell `on_change` that what is computed with these parameters has changed."""
         for callback in list(self.on_change):
             try:
-                callback(tuple(prepared))
+                callback(names)
             except Exception:
                 log.exception("A callback failed after the weights changed")
 

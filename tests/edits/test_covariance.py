@@ -22,7 +22,7 @@ from editlab.errors import ConfigError
 from editlab.hooks.session import Session
 from editlab.lm import LM
 from editlab.progress import StepInfo
-from editlab.state.ledger import Delta, Edit
+from editlab.state.edit import Delta, Edit
 
 WORDS = ("old", "town", "river", "people", "sea", "many", "years", "made", "new", "stone", "by", "the")
 SETTINGS = StatsSettings(tokens=700, max_length=24, batch_tokens=128)

@@ -18,7 +18,7 @@ from editlab.evaluation.compare import compare
 from editlab.evaluation.results import Evaluation
 from editlab.evaluation.scorer import force
 from editlab.evaluation.sequence import retention, steps
-from editlab.state.ledger import Delta, Edit
+from editlab.state.edit import Delta, Edit
 
 FACTS = [
     Fact(

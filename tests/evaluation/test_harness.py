@@ -12,7 +12,7 @@ from tiny_lm import make_lm
 
 from editlab.errors import ConfigError
 from editlab.evaluation.scorer import force
-from editlab.state.ledger import Delta, Edit
+from editlab.state.edit import Delta, Edit
 
 pytest.importorskip("lm_eval", reason="the optional extra 'eval' is not installed")
 

@@ -97,7 +97,7 @@ def test_noise_is_scaled_seeded_and_shared_by_all_cells() -> None:
 def test_batches_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = make_lm("gpt2")
     whole = traced(lm)
-    monkeypatch.setattr("editlab.probes.trace.MAX_TOKENS", 1)
+    monkeypatch.setattr("editlab.probes.trace.BATCH_TOKENS", 1)
     assert traced(lm).restored == pytest.approx(whole.restored, abs=1e-6)
 
 

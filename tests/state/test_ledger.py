@@ -13,7 +13,8 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from editlab.errors import EditFailed, EditlabError, UnknownName
-from editlab.state.ledger import Delta, Edit, Ledger
+from editlab.state.edit import Delta, Edit
+from editlab.state.ledger import Ledger
 from editlab.state.weights import WeightView
 
 IDS = torch.tensor([[1, 5, 9, 2, 7]])

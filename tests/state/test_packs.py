@@ -20,7 +20,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from editlab.errors import EditlabError, PackError
 from editlab.state import packs
-from editlab.state.ledger import Delta, Edit, Ledger
+from editlab.state.edit import Delta, Edit
+from editlab.state.ledger import Ledger
 from editlab.state.packs import apply_pack, read_pack, save_pack
 from editlab.state.weights import WeightView
 

@@ -14,7 +14,7 @@ from pydantic import Field
 from editlab.edits.finetune import FineTuneSettings, fine_tune
 from editlab.errors import RequestError
 from editlab.progress import OnStep, silent
-from editlab.state.ledger import Delta, Edit
+from editlab.state.edit import Delta, Edit
 
 if TYPE_CHECKING:
     from editlab.facts import Fact

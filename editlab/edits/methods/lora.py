@@ -17,7 +17,7 @@ from editlab.edits.finetune import FineTuneSettings, fine_tune
 from editlab.errors import AdapterError, RequestError
 from editlab.hooks.adapter import weight_ref
 from editlab.progress import OnStep, silent
-from editlab.state.ledger import Delta, Edit
+from editlab.state.edit import Delta, Edit
 
 if TYPE_CHECKING:
     from editlab.facts import Fact

@@ -17,7 +17,7 @@ from editlab.edits.settings import SeveralLayersSettings
 from editlab.edits.several import System, write
 from editlab.edits.solver import Metric
 from editlab.progress import OnStep, silent
-from editlab.state.ledger import Edit
+from editlab.state.edit import Edit
 
 if TYPE_CHECKING:
     from editlab.facts import Fact

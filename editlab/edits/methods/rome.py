@@ -22,7 +22,7 @@ from editlab.edits.settings import LocateEditSettings, edit_layer, only_fact
 from editlab.edits.solver import solve
 from editlab.edits.targets import forms, shifts
 from editlab.progress import OnStep, silent
-from editlab.state.ledger import Edit
+from editlab.state.edit import Edit
 
 if TYPE_CHECKING:
     from editlab.facts import Fact

@@ -19,7 +19,7 @@ from editlab.edits.solver import Update
 from editlab.edits.targets import forms, shifts
 from editlab.errors import EditFailed
 from editlab.progress import OnStep, silent
-from editlab.state.ledger import Edit
+from editlab.state.edit import Edit
 
 if TYPE_CHECKING:
     from editlab.facts import Fact

@@ -29,7 +29,7 @@ from editlab.errors import RequestError
 from editlab.hooks.batch import pad_rows
 from editlab.progress import OnStep, StepInfo, silent
 from editlab.rows import read_mask, rewrite_row
-from editlab.state.ledger import Edit
+from editlab.state.edit import Edit
 
 if TYPE_CHECKING:
     from editlab.facts import Fact

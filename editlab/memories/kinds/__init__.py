@@ -1,0 +1,1 @@
+"""Kinds of side memory, one module each."""

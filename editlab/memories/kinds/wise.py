@@ -1,0 +1,253 @@
+"""The side memory of WISE: banks of changes of one value matrix, and the indicator that picks between them.
+
+D_s, the change of shard s, is the sum of what its edits wrote, on the shard's random mask. Every `merge_every` full
+shards are merged; the result, the shards that wait to be merged and the one in progress are the banks. For a prompt P
+
+    absolute    sum over t in P of ||D a_t|| / |P|              (arXiv 2405.14768 eq. 3, mean over tokens)
+    relative    sum of ||D a_t|| / sum of ||W a_t||             (scale-free across models and layers)
+    reference   mean of ||act((W + D) a_t) - act(W a_t)||       (the released code)
+
+is a bank's indicator, a_t being the value matrix's input. The bank with the largest indicator above its own threshold
+answers, else the model as it is. The threshold is `ratio` times the smallest indicator of the bank's own edit prompts,
+computed afresh from their kept inputs whenever the memory changes: after later edits, merges and undoing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from editlab.errors import EditlabError
+from editlab.memories.merges import merge
+from editlab.state.edit import Edit
+
+AGAIN = (0.4, 0.6)  # weights of new shards, together, and of what was merged before (released code)
+
+
+class Routing(BaseModel):
+    """What a WISE edit records of its memory; alike for all edits of one memory, but for the last two fields.
+
+    Attributes:
+        path: of the value matrix's module. layer: its block.
+        shard_size: edits of a shard. merge_every: shards of a merge. mode: one merged bank for all, or one each.
+        number: edits written before this one. count: how many this one wrote.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["wise"] = "wise"
+    path: str
+    layer: int
+    shard_size: int = Field(ge=1)
+    merge_every: int = Field(ge=1)
+    mode: Literal["merge", "retrieve"]
+    merge: str
+    density: float
+    indicator: Literal["absolute", "relative", "reference"]
+    ratio: float
+    seed: int
+    number: int = Field(ge=0)
+    count: int = Field(ge=1)
+
+
+@dataclass
+class Shard:
+    """What the edits of one shard wrote.
+
+    Attributes:
+        change: (d_out, d_in) float32. inputs: per edit (n, d_in) the value matrix's inputs at its prompt's tokens.
+    """
+
+    change: Tensor
+    inputs: list[Tensor] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Bank:
+    """One candidate to answer: `change` is W' - W, `inputs` those of the edits that it holds."""
+
+    name: str
+    change: Tensor
+    inputs: tuple[Tensor, ...]
+
+
+def mask_of(shape: Sequence[int], density: float, seed: int, shard: int) -> Tensor:
+    """(round(density * N),) int64 ascending flat indices of the entries that a shard may change."""
+    size = int(np.prod(shape))
+    chosen = np.random.default_rng([seed, shard]).permutation(size)[: round(density * size)]
+    return torch.from_numpy(np.sort(chosen))
+
+
+def pack(indices: Tensor, size: int) -> Tensor:
+    """A mask as one bit an entry, uint8."""
+    bits = np.zeros(size, dtype=bool)
+    bits[indices.numpy()] = True
+    return torch.from_numpy(np.packbits(bits))
+
+
+def unpack(bits: Tensor, size: int) -> Tensor:
+    """The flat indices of a packed mask."""
+    return torch.from_numpy(np.flatnonzero(np.unpackbits(bits.numpy(), count=size)))
+
+
+def shards_of(edits: Sequence[Edit], shape: Sequence[int]) -> dict[int, Shard]:
+    """The shards by number, each the sum of its edits in float64 in their order."""
+    size = int(np.prod(shape))
+    sums: dict[int, Tensor] = {}
+    inputs: dict[int, list[Tensor]] = {}
+    for edit in edits:
+        for name in sorted(edit.tensors):
+            kind, _, number = name.partition(".")
+            if kind != "values":
+                continue
+            shard = int(number)
+            where = unpack(edit.tensors[f"mask.{number}"], size)
+            total = sums.setdefault(shard, torch.zeros(size, dtype=torch.float64))
+            total[where] += edit.tensors[name].double()
+            lengths = edit.tensors[f"lengths.{number}"].tolist()
+            inputs.setdefault(shard, []).extend(edit.tensors[f"inputs.{number}"].split(lengths))
+    return {n: Shard(sums[n].view(*shape).float(), inputs[n]) for n in sorted(sums)}
+
+
+def banks_of(shards: dict[int, Shard], routing: Routing, written: int) -> list[Bank]:
+    """The banks after so many edits: merged ones, shards that wait, the one in progress."""
+    k = routing.merge_every
+    full_groups = written // (routing.shard_size * k)
+    merged: list[Bank] = []
+    for group in range(full_groups):
+        numbers = [n for n in range(group * k, group * k + k) if n in shards]
+        if not numbers:
+            continue  # all of its edits were undone
+        changes, weights = [shards[n].change for n in numbers], [1 / len(numbers)] * len(numbers)
+        inputs = [x for n in numbers for x in shards[n].inputs]
+        if routing.mode == "merge" and merged:
+            old = merged.pop()
+            changes.append(old.change)
+            weights = [AGAIN[0] / len(numbers)] * len(numbers) + [AGAIN[1]]
+            inputs = [*old.inputs, *inputs]
+        name = f"shards up to {numbers[-1]}" if routing.mode == "merge" else f"shards {numbers[0]} to {numbers[-1]}"
+        change = merge(routing.merge, changes, weights, routing.density, routing.seed)
+        merged.append(Bank(name, change, tuple(inputs)))
+    waiting = [n for n in shards if n >= full_groups * k]
+    return merged + [Bank(f"shard {n}", shards[n].change, tuple(shards[n].inputs)) for n in waiting]
+
+
+class Layer:
+    """The routed layer. `force` overrules the indicator: "main", or the number of a bank.
+
+    Attributes:
+        banks: the candidates.
+    """
+
+    def __init__(self, module: nn.Module, banks: Sequence[Bank], routing: Routing, act: Callable[[Tensor], Tensor]):
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        self.banks = tuple(banks)
+        self.routing = routing
+        self.force: Literal["auto", "main"] | int = "auto"
+        self._act = act
+        self._bias = getattr(module, "bias", None)
+        self._module = module
+        self._changes = [bank.change.to(weight.device) for bank in banks]
+
+    @cached_property
+    def thresholds(self) -> Tensor:
+        """(n_banks,) float32; with the weights as they are when they are first asked for."""
+        module, lowest = self._module, []
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        for i, bank in enumerate(self.banks):
+            inputs = torch.cat(bank.inputs).to(weight.device)
+            with torch.no_grad():
+                plain = type(module).forward(module, inputs.to(weight.dtype))  # the instance's own forward is routed
+            parts = self.look(inputs[None], plain[None])
+            count = torch.tensor([len(x) for x in bank.inputs], device=weight.device)
+            owner = torch.arange(len(count), device=weight.device).repeat_interleave(count)
+            added, length = (p.new_zeros(len(count), *p.shape[2:]).index_add(0, owner, p[0]) for p in parts)
+            lowest.append(self._indicator((added, length), count)[:, i].min())
+        return self.routing.ratio * torch.stack(lowest)
+
+    def look(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        """Lengths of what each bank would add, (B, n, banks), and of the plain output without bias, (B, n)."""
+        with torch.no_grad():
+            y = y.float() if self._bias is None else y.float() - self._bias.float()
+            added = [x.float() @ change.T for change in self._changes]
+            if self.routing.indicator == "reference":
+                plain = self._act(y)
+                added = [self._act(y + z) - plain for z in added]
+            return torch.stack([z.norm(dim=-1) for z in added], dim=-1), y.norm(dim=-1)
+
+    def _indicator(self, sums: tuple[Tensor, ...], count: Tensor) -> Tensor:
+        added, plain = sums
+        if self.routing.indicator == "relative":
+            return added / plain[:, None].clamp(min=1e-12)
+        return added / count[:, None].clamp(min=1)
+
+    def decide(self, prompt: Tensor, parts: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """The bank with the largest indicator above its threshold, row by row; -1 for the model as it is."""
+        added, plain = parts
+        sums = ((added * prompt[..., None]).sum(1), (plain * prompt).sum(1))
+        scores = self._indicator(sums, prompt.sum(1))
+        if self.force == "main":
+            return torch.full_like(scores[:, 0], -1, dtype=torch.long), scores
+        if self.force != "auto":
+            return torch.full_like(scores[:, 0], self.force, dtype=torch.long), scores
+        clear = torch.where(scores > self.thresholds, scores, -torch.inf)
+        return torch.where(clear.amax(1) > -torch.inf, clear.argmax(1), -1), scores
+
+    def change(self, x: Tensor, y: Tensor, chosen: Tensor, ends: Tensor | None) -> Tensor:
+        """Every token of a routed sequence is answered by its bank."""
+        for i, change in enumerate(self._changes):
+            routed = (y.float() + x.float() @ change.T).to(y.dtype)
+            y = torch.where((chosen == i)[:, None, None], routed, y)
+        return y
+
+    def why(self, scores: Tensor, chosen: int) -> str:
+        """One sentence about a row: its indicators (n_banks,) against the thresholds."""
+        best = int((scores / self.thresholds).argmax())
+        against = f"{float(scores[best]):.3g} against {float(self.thresholds[best]):.3g}"
+        if chosen < 0:
+            return f"no bank's indicator reaches its threshold (closest: {self.banks[best].name}, {against})"
+        rivals = int((scores > self.thresholds).sum()) - 1
+        more = f", the largest of {rivals + 1} that do" if rivals else ""
+        return (
+            f"{self.banks[chosen].name}: {float(scores[chosen]):.3g} exceeds {float(self.thresholds[chosen]):.3g}{more}"
+        )
+
+
+def layer(module: nn.Module, edits: Sequence[Edit]) -> Layer:
+    """The layer that these edits make together.
+
+    Raises:
+        EditlabError: they are parts of differently built memories.
+    """
+    routings = [Routing.model_validate(edit.routing) for edit in edits]
+    first = routings[0]
+    if any(r.model_copy(update={"number": first.number, "count": first.count}) != first for r in routings):
+        raise EditlabError(
+            f"WISE edits with different settings of their memory meet at layer {first.layer}.",
+            "Use one set of settings per layer, or another layer.",
+        )
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    shape = (weight.shape[1], weight.shape[0]) if is_transposed(module) else tuple(weight.shape)
+    written = max(r.number + r.count for r in routings)
+    return Layer(module, banks_of(shards_of(edits, shape), first, written), first, _activation(edits[0]))
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether the module stores (in, out), as GPT-2's Conv1D does."""
+    return type(module).__name__ == "Conv1D"
+
+
+def _activation(edit: Edit) -> Callable[[Tensor], Tensor]:
+    from transformers.activations import ACT2FN
+
+    return ACT2FN[str(edit.info.get("activation", "relu"))]
