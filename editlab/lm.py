@@ -25,6 +25,7 @@ from editlab.hooks.adapter import ModelAdapter
 from editlab.hooks.batch import Batch, Span, pad_rows, tokenize
 from editlab.hooks.cone import Cone
 from editlab.hooks.detect import detect
+from editlab.hooks.routing import Routes
 from editlab.hooks.session import Captured, Output, Session
 from editlab.progress import OnStep, silent
 from editlab.state.ledger import Entry, Ledger
@@ -92,6 +93,11 @@ class LM:
         """The edits, in order."""
         with self._lock:
             return self.__dict__.setdefault("ledger", Ledger(self._view))
+
+    @property
+    def routes(self) -> Routes:
+        """The side memories that are in force."""
+        return self._view.routes
 
     @cached_property
     def adapter(self) -> ModelAdapter:

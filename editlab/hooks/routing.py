@@ -107,6 +107,20 @@ class Routes:
         self.digest = ""
         self.last: dict[str, Decision] = {}
 
+    @contextmanager
+    def off(self, path: str) -> Iterator[None]:
+        """While open, the module at `path` runs as if nothing were routed there, in this thread."""
+        before = self._silent
+        self._local.silent = before | {path}
+        try:
+            yield
+        finally:
+            self._local.silent = before
+
+    @property
+    def _silent(self) -> frozenset[str]:
+        return getattr(self._local, "silent", frozenset())
+
     def set(self, layers: Mapping[str, Routed], digest: str) -> None:
         """Install these layers and no others."""
         for path in self.layers:
@@ -139,8 +153,8 @@ class Routes:
         def forward(x: Tensor) -> Tensor:
             y = plain(x)
             call = getattr(self._local, "call", None)
-            if call is None:
-                return y  # the module was called by itself
+            if call is None or path in self._silent:
+                return y  # (without a call the module was run by itself)
             rows = None if x.dim() == 3 else self._rows(call, x)  # OPT's MLP sees (B * T, features)
             if rows is None:
                 return self._routed(path, call, x, y)

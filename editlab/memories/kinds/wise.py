@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from editlab.errors import EditlabError
 from editlab.memories.merges import merge
@@ -237,14 +238,9 @@ def layer(module: nn.Module, edits: Sequence[Edit]) -> Layer:
         )
     weight = module.weight
     assert isinstance(weight, Tensor)
-    shape = (weight.shape[1], weight.shape[0]) if is_transposed(module) else tuple(weight.shape)
+    shape = (weight.shape[1], weight.shape[0]) if isinstance(module, Conv1D) else tuple(weight.shape)
     written = max(r.number + r.count for r in routings)
     return Layer(module, banks_of(shards_of(edits, shape), first, written), first, _activation(edits[0]))
-
-
-def is_transposed(module: nn.Module) -> bool:
-    """Whether the module stores (in, out), as GPT-2's Conv1D does."""
-    return type(module).__name__ == "Conv1D"
 
 
 def _activation(edit: Edit) -> Callable[[Tensor], Tensor]:
