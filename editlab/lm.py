@@ -34,10 +34,14 @@ from editlab.state.weights import WeightView
 
 if TYPE_CHECKING:
     from editlab.evaluation.results import Evaluation
+    from editlab.memories.table import Routing
     from editlab.probes.trace import Trace
 
 # Counts weight changes over all LMs, so that a cone of one fork does not pass for another's.
 _CHANGES = itertools.count(1)
+
+
+MEMORIES = "memories"  # in a saved model's folder, the pack of its side memories
 
 
 class LM:
@@ -144,6 +148,8 @@ class LM:
         )
         lm = object.__new__(cls)
         lm._start(lambda: WeightView(found.model), lambda: found.tokenizer, found.name, None)
+        if name_or_path is not None and (Path(name_or_path) / MEMORIES).is_dir():
+            lm.load_edits(Path(name_or_path) / MEMORIES)
         return lm
 
     def __repr__(self) -> str:
@@ -386,6 +392,12 @@ class LM:
         fact = read_fact({"prompt": prompt, "subject": subject, "target_new": answer or "?"})
         return trace(self, fact, build(Config, config, "the trace"), on_step, answer=answer)
 
+    def route(self, prompts: str | Sequence[str], *, sink: bool = False) -> Routing:
+        """Which side memory answers each prompt, and why; empty without side memories."""
+        from editlab.memories.table import routing_of
+
+        return routing_of(self, [prompts] if isinstance(prompts, str) else list(prompts), sink=sink)
+
     # -- measuring ----------------------------------------------------------------------------------
 
     def evaluate(
@@ -424,13 +436,23 @@ class LM:
             return apply_pack(read_pack(Path(folder)), self.ledger)
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write a plain Hugging Face folder with the edits folded in."""
+        """Write a plain Hugging Face folder with the edits of weights folded in.
+
+        Side memories are no weights: they go into a pack in the folder, which `LM.from_pretrained(folder)` puts in
+        force. Whoever loads the folder with transformers alone gets the model without them.
+        """
         folder = Path(folder)
         if folder.exists() and any(folder.iterdir()):
             raise ConfigError(f"'{folder}' is not empty.", "Choose a new folder.")
         with self._lock:
             self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+            routed = [e.edit for e in self.ledger.active if e.edit.routing is not None]
+        if routed:
+            saved = LM.from_pretrained(folder)
+            for edit in routed:
+                saved.ledger.apply(edit)
+            saved.save_edits(folder / MEMORIES)
         return folder
 
     # -- other libraries ----------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+    from editlab.memories.table import Routing
     from editlab.probes.trace import Trace, TraceAverage
 
 # Okabe and Ito's colours that stand out on light and on dark; every series also has a dash and a marker of its own.
@@ -41,6 +42,27 @@ def trace_heatmap(trace: Trace) -> go.Figure:
         xaxis_title="layer" if trace.config.kind == "residual" else "centre of the restored layers",
         yaxis={"autorange": "reversed", "title": "token (* subject)"},
     )
+    return figure
+
+
+def routing_points(routing: Routing) -> go.Figure:
+    """Prompts down, indicator over threshold across; beyond 1 a side memory answers."""
+    import plotly.graph_objects as go
+
+    table = routing.to_pandas()
+    figure = go.Figure()
+    for i, (answers, rows) in enumerate(table.groupby("answers", sort=True)):
+        figure.add_scatter(
+            x=rows["margin"],
+            y=rows["prompt"],
+            name=str(answers),
+            mode="markers",
+            marker={"color": COLOURS[i % len(COLOURS)], "symbol": MARKERS[i % len(MARKERS)], "size": 10},
+            customdata=rows["why"],
+            hovertemplate="%{y}<br>%{customdata}<extra>%{fullData.name}</extra>",
+        )
+    figure.add_vline(x=1, line_dash="dash", annotation_text="threshold")
+    figure.update_layout(xaxis_title="indicator over threshold", yaxis={"autorange": "reversed"})
     return figure
 
 

@@ -79,6 +79,15 @@ class Routed(Protocol):
         `ends` has the column of each row's last prompt token in this pass, None in a pass that goes on.
         """
 
+    def name(self, bank: int) -> str:
+        """What to call a bank."""
+
+    def margin(self, scores: Tensor) -> Tensor:
+        """(n,) from the scores of a row: how far each bank is beyond its threshold; above 1 it may answer."""
+
+    def why(self, scores: Tensor, chosen: int) -> str:
+        """The decision about a row in a sentence."""
+
 
 @dataclass
 class _Call:

@@ -276,7 +276,7 @@ def trace(
             "Trace a fact that the model knows, use more noise, or lower min_gap.",
         )
     restored = p_corrupt.repeat(n_layers, len(ids), 1)
-    for group in _groups(first, len(ids), config.samples):
+    for group in groups(first, len(ids), config.samples):
         frozen = cones(group[0])
         for layer, window in enumerate(windows):
             on_step(StepInfo("tracing", (group[0] - first) * n_layers + layer * len(group), cells, "cells"))
@@ -385,7 +385,7 @@ def _with_noise(part: Tensor, noise: Tensor, first: int) -> Tensor:
     return changed
 
 
-def _groups(first: int, stop: int, samples: int) -> list[list[int]]:
+def groups(first: int, stop: int, samples: int) -> list[list[int]]:
     """Tokens that are restored in one batch, in order."""
     groups = []
     while first < stop:

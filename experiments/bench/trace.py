@@ -3,7 +3,7 @@
     python experiments/bench/trace.py            # every layer and token, 10 noise samples, of the default model
 
 Both sides trace the same cells under the same noise; the plain side runs the whole prompt through the whole model, all
-tokens of a layer in batches of the same number of rows, and takes logits at the last token only.
+tokens of a layer in batches of the same rows, and takes logits at the last token only.
 """
 
 from __future__ import annotations
@@ -33,11 +33,10 @@ def plainly(lm: LM, fact: Fact, found: tracing.Trace) -> np.ndarray:
     token = int(out.logits[0, -1].argmax())
     generator = torch.Generator().manual_seed(config.seed)
     noise = torch.randn(config.samples, stop - first, lm.adapter.d_model, generator=generator) * found.noise_std
-    each = max(1, 2048 // (config.samples * len(ids)))  # larger batches were not faster
     restored = np.zeros((lm.adapter.n_layers, len(ids), config.samples))
     for layer in range(lm.adapter.n_layers):
-        for start in range(0, len(ids), each):
-            tokens = torch.arange(start, min(start + each, len(ids)))
+        for group in [list(range(first)), *tracing.groups(first, len(ids), config.samples)]:
+            tokens = torch.tensor(group)
             at = tokens.repeat_interleave(config.samples)
             rows = batch.rows(torch.zeros(len(at), dtype=torch.long))
             more = noise.repeat(len(tokens), 1, 1)
@@ -52,7 +51,7 @@ def plainly(lm: LM, fact: Fact, found: tracing.Trace) -> np.ndarray:
                 s.patch("resid_post", layer, clean[layer][at], at=at)
                 logits = s.run(rows, read=torch.full((len(at),), len(ids) - 1)).logits
             p = logits.softmax(-1)[:, token].unflatten(0, (len(tokens), config.samples))
-            restored[layer, start : start + len(tokens)] = p.numpy()
+            restored[layer, group] = p.numpy()
     return restored
 
 

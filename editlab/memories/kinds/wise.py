@@ -210,17 +210,24 @@ class Layer:
             y = torch.where((chosen == i)[:, None, None], routed, y)
         return y
 
+    def name(self, bank: int) -> str:
+        return self.banks[bank].name
+
+    def margin(self, scores: Tensor) -> Tensor:
+        """(n_banks,) indicators over thresholds."""
+        return scores / self.thresholds
+
     def why(self, scores: Tensor, chosen: int) -> str:
-        """One sentence about a row: its indicators (n_banks,) against the thresholds."""
-        best = int((scores / self.thresholds).argmax())
-        against = f"{float(scores[best]):.3g} against {float(self.thresholds[best]):.3g}"
+        """One sentence about a row."""
+        if self.force != "auto":
+            return f"forced to {self.force}"
+        best = chosen if chosen >= 0 else int(self.margin(scores).argmax())
+        against = f"{self.name(best)}: {float(scores[best]):.3g}"
+        limit = f"{float(self.thresholds[best]):.3g}"
         if chosen < 0:
-            return f"no bank's indicator reaches its threshold (closest: {self.banks[best].name}, {against})"
+            return f"{against} does not exceed {limit}, and no other bank is closer"
         rivals = int((scores > self.thresholds).sum()) - 1
-        more = f", the largest of {rivals + 1} that do" if rivals else ""
-        return (
-            f"{self.banks[chosen].name}: {float(scores[chosen]):.3g} exceeds {float(self.thresholds[chosen]):.3g}{more}"
-        )
+        return f"{against} exceeds {limit}" + (f"; the largest of {rivals + 1} that do" if rivals else "")
 
 
 def layer(module: nn.Module, edits: Sequence[Edit]) -> Layer:
