@@ -204,7 +204,7 @@ def train(
             loss = loss + config.replay_weight * nll[n_own:].mean()
         if not bool(torch.isfinite(loss)):
             raise EditFailed("The loss of the side memory is not finite.", "Try a smaller learning rate.")
-        losses.append((float(nll[:n_own].mean()), float(loss_a)))
+        losses.append((nll[:n_own].mean().item(), loss_a.item()))
         on_step(StepInfo("training the side memory", step + 1, config.steps, "steps", f"NLL {losses[-1][0]:.3f}"))
         if losses[-1][0] < config.stop_nll and losses[-1][1] < config.stop_margin:
             break

@@ -160,7 +160,7 @@ def test_the_frozen_rows_give_the_full_forward_s_loss_and_gradient(family: str) 
         weight = lm.model.get_parameter(ref.name).detach() + ref.oriented(other)
         logits = torch.func.functional_call(lm.model, {ref.name: weight}, (ids,)).logits[0, list(row.reads)]
         nll = torch.nn.functional.cross_entropy(logits, torch.tensor(row.targets))
-        assert float(found[i]) == pytest.approx(float(nll), abs=1e-4)
+        assert found[i].item() == pytest.approx(nll.item(), abs=1e-4)
         nll.backward()
     assert other.grad is not None
     assert torch.allclose(change.grad, other.grad, atol=1e-4 * float(other.grad.abs().max()) + 1e-6)
@@ -356,7 +356,7 @@ def test_the_router_s_layer_is_typed(quick: dict[str, Any]) -> None:
 
 def test_the_codebook_by_hand() -> None:
     def code(x: float, target: int, value: float = 0.0) -> Code:
-        return Code(torch.tensor([x]), torch.tensor([value]), 1.0, (target,))
+        return Code(torch.tensor([float(x)]), torch.tensor([float(value)]), 1.0, (target,))
 
     codes: list[Code] = []
     _add(codes, code(0, 1))
