@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -165,8 +166,6 @@ def _one_fact(
 
 
 def _estimate(out: Output, lm: LM, facts: list[Fact], plan: Plan) -> None:
-    from dataclasses import asdict
-
     from editlab.runs import estimate
 
     found = estimate(lm, facts, plan, out.on_step)
@@ -202,6 +201,9 @@ def finish(
             out.warn(f"{of_edit[entry.id].fact.subject}: {warning}.")
     for report in reports[:SHOWN]:
         out.show(report.table())
+    routing = lm.route([row.prompt for report in reports[:SHOWN] for row in report.rows])
+    if routing.routes:
+        out.show(routing.table())
     fired = sum(r.fires for r in reports)
     if is_one:
         text = f"{reports[0].headline}\n{_what_changed(reports[0].entry)}"
@@ -228,6 +230,7 @@ def finish(
             for entry in entries
         ],
         "prompts": [record for r in reports for record in r.to_records()],
+        "routing": [asdict(route) for route in routing.routes],
     }
     undo = f"   (undo: editlab undo {folder})" if lm.ledger.active else ""
     out.result(data, f"{text}\nRun: {folder}{undo}")
@@ -239,6 +242,8 @@ def finish(
 
 def _what_changed(entry: Any) -> str:
     info = entry.edit.info
+    if entry.edit.routing is not None:
+        return f"Edit {entry.id}: {info['parameter']}; no weight changed."
     return (
         f"Edit {entry.id}: {info['parameter']} changed by a rank-{info['rank']} update, "
         f"{info['relative_norm']:.1%} of its norm."

@@ -76,7 +76,9 @@ class Entry:
             "method": self.edit.method,
             "what": self.edit.summary,
             "requests": len(self.edit.requests),
-            "parameters": ", ".join(deltas),
+            "parameters": ", ".join(deltas)
+            if self.edit.routing is None
+            else f"{self.edit.routing['path']} (side memory)",
             "norm": math.hypot(*(d.norm() for d in deltas.values())),
             "solved_elsewhere": self.solved_elsewhere,
             "created": self.created,

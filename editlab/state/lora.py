@@ -25,6 +25,11 @@ def save_lora(folder: Path, ledger: Ledger, model: nn.Module, base_name: str) ->
     """
     factors: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for entry in ledger.active:
+        if entry.edit.routing is not None:
+            raise ConfigError(
+                f"Edit {entry.id} is a side memory, which a LoRA cannot hold: it answers some prompts and not others.",
+                "Export to hf or delta.",
+            )
         for name, delta in entry.edit.deltas.items():
             if delta.left is None or delta.right is None:
                 raise ConfigError(f"Edit {entry.id} is not low-rank and cannot be a LoRA.", "Export to hf or delta.")
