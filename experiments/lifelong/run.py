@@ -1,7 +1,7 @@
 """One edit after the other, all kept: where does each method break?
 
-    python experiments/lifelong/run.py FACTS.json --edits 200             # every setting below
-    python experiments/lifelong/run.py FACTS.json --only alphaedit
+    python experiments/lifelong/run.py FACTS.json... --edits 200             # every setting below
+    python experiments/lifelong/run.py FACTS.json... --only alphaedit
     python experiments/lifelong/run.py --report                           # table and figure from results.csv
 
 The facts are those of the file, in its order, whose true answer the unedited model finds more probable than the new
@@ -38,10 +38,12 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], int]] = {
     "alphaedit": ("alphaedit", {}, 1),
     "alphaedit, norm anchor": ("alphaedit", {"value_norm_anchor": True}, 1),
     "ft": ("ft", {}, 1),
+    "grace": ("grace", {}, 1),
+    "wise": ("wise", {}, 1),
 }
 METRICS = (
-    "efficacy", "paraphrase", "neighbourhood", "score", "efficacy_argmax", "efficacy_said", "control_kl", "perplexity",
-    "norm_ratio",
+    "efficacy", "paraphrase", "neighbourhood", "score", "efficacy_argmax", "efficacy_said", "paraphrase_argmax",
+    "paraphrase_said", "neighbourhood_same", "control_kl", "perplexity", "norm_ratio",
 )  # fmt: skip
 MARKS = (1, 10, 30, 100, 200, 300, 1000)
 HERE = Path(__file__).parent
@@ -49,7 +51,7 @@ HERE = Path(__file__).parent
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("facts", type=Path, nargs="?")
+    parser.add_argument("facts", type=Path, nargs="*")
     parser.add_argument("--model")
     parser.add_argument("--edits", type=int, default=200)
     parser.add_argument("--sample", type=int, default=50)
@@ -64,12 +66,12 @@ def main() -> None:
 
         write(options.out)
         return
-    if options.facts is None:
+    if not options.facts:
         parser.error("name a facts file")
     if options.threads:
         torch.set_num_threads(options.threads)
     base = LM.from_pretrained(options.model)
-    facts = preferred(base, load_facts(options.facts))[: options.edits]
+    facts = preferred(base, [fact for path in options.facts for fact in load_facts(path)])[: options.edits]
     print(f"{len(facts)} facts that {base.name} prefers the true answer of", flush=True)
     for name in options.only:
         method, settings, size = SETTINGS[name]

@@ -1,7 +1,7 @@
 """Methods by batch size on CounterFact: efficacy, paraphrase, neighbourhood, S, drift and perplexity.
 
-    python experiments/methods/run.py FACTS.json                       # every method, batch sizes 1, 16, 64, 256
-    python experiments/methods/run.py FACTS.json --methods memit --sizes 64 --set memit.layers=[5]
+    python experiments/methods/run.py FACTS.json...                       # every method, batch sizes 1, 16, 64, 256
+    python experiments/methods/run.py FACTS.json... --methods memit --sizes 64 --set memit.layers=[5]
     python experiments/methods/run.py --report                         # table and figure from results.csv
 
 The facts are those of the file, in its order, whose true answer the unedited model finds more probable than the new
@@ -42,7 +42,7 @@ HERE = Path(__file__).parent
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("facts", type=Path, nargs="?")
+    parser.add_argument("facts", type=Path, nargs="*")
     parser.add_argument("--model")
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--sizes", nargs="+", type=int, default=[1, 16, 64, 256])
@@ -57,12 +57,12 @@ def main() -> None:
 
         write(options.out)
         return
-    if options.facts is None:
+    if not options.facts:
         parser.error("name a facts file")
     if options.threads:
         torch.set_num_threads(options.threads)
     lm = LM.from_pretrained(options.model)
-    facts = preferred(lm, load_facts(options.facts))
+    facts = preferred(lm, [fact for path in options.facts for fact in load_facts(path)])
     print(f"{len(facts)} facts that {lm.name} prefers the true answer of", flush=True)
     for size in options.sizes:
         chosen = facts[: max(options.limit, size)]

@@ -1,4 +1,4 @@
-"""FT-L: fine-tune one MLP matrix on the targets, no entry moving far (the baseline of ROME, arXiv 2202.05262, app. E).
+"""FT-L: fine-tune one MLP matrix, no entry moving far; the baseline of ROME (arXiv 2202.05262, appendix E).
 
 Adam on W' of one down projection, projected after each step onto |W' - W| <= norm_constraint, entry by entry (Zhu et
 al., arXiv 2012.00363). Layer 0 and the constraint are those of the released settings for GPT-2 XL.

@@ -1,0 +1,130 @@
+"""The table and the figure of `run.py`, beside published figures for larger models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from editlab.viz import COLOURS, DASHES, MARKERS
+
+OF_COUNTERFACT = {"efficacy": "efficacy", "paraphrase": "paraphrase", "neighbourhood": "neighbourhood", "score": "S"}
+OF_WISE = {
+    "efficacy_argmax": "reliability", "efficacy_said": "said", "paraphrase_argmax": "generalization",
+    "paraphrase_said": "said on paraphrases", "neighbourhood_same": "locality",
+}  # fmt: skip
+# Model, method, edits, one an edit or several: efficacy, generalization, specificity on CounterFact. In percent.
+SEQUENCES = [
+    ("Llama-3-8B", "ROME", "2,000, 100 an edit", 64.4, 61.4, 49.4),
+    ("Llama-3-8B", "MEMIT", "2,000, 100 an edit", 65.7, 64.7, 51.6),
+    ("Llama-3-8B", "AlphaEdit", "2,000, 100 an edit", 98.9, 94.2, 67.9),
+    ("GPT-2 XL", "MEMIT", "2,000, 100 an edit", 94.7, 85.8, 60.5),
+    ("GPT-2 XL", "AlphaEdit", "2,000, 100 an edit", 99.5, 94.0, 66.4),
+]
+# Method: (reliability, generalization, locality) after 1, 10, 100 and 1,000 edits, zsRE, Llama-2-7B.
+LIFELONG = {
+    "FT-L": [(0.57, 0.52, 0.96), (0.48, 0.48, 0.76), (0.30, 0.27, 0.23), (0.19, 0.16, 0.03)],
+    "ROME": [(0.85, 0.80, 0.99), (0.64, 0.62, 0.75), (0.23, 0.22, 0.04), (0.01, 0.01, 0.00)],
+    "MEMIT": [(0.84, 0.81, 0.99), (0.58, 0.58, 0.85), (0.02, 0.02, 0.02), (0.04, 0.04, 0.02)],
+    "GRACE": [(0.99, 0.36, 1.0), (0.96, 0.16, 1.0), (0.96, 0.15, 1.0), (0.93, 0.08, 1.0)],
+    "WISE": [(0.98, 0.92, 1.0), (0.94, 0.88, 1.0), (0.90, 0.81, 1.0), (0.77, 0.72, 1.0)],
+}
+
+
+def write(results: Path) -> None:
+    """Write results.md and, where kaleido and a browser are installed, results.svg beside the csv."""
+    table = pd.read_csv(results)
+    target = results.with_suffix(".md")
+    target.write_text(_markdown(table), encoding="utf-8")
+    print(f"wrote {target}")
+    try:
+        figure(table).write_image(results.with_suffix(".svg"), width=1000, height=620)
+        print(f"wrote {results.with_suffix('.svg')}")
+    except (ImportError, ValueError, RuntimeError) as error:
+        print(f"no figure: {error}")
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    base = table[table.edits == table.edits.max()].drop_duplicates("metric").set_index("metric").base
+    lines = [
+        "## After how many edits, in CounterFact's terms",
+        "",
+        *_rows(table, OF_COUNTERFACT, base),
+        "",
+        "## In WISE's terms",
+        "",
+        *_rows(table, OF_WISE, base),
+        "",
+        "Shares in percent over the facts written so far (at most 50, evenly spread), with 95 % intervals. A second,",
+        "a kilobyte: a fact, in the run and on the disk.",
+        "",
+        "## Published, larger models",
+        "",
+        "Sequences on CounterFact (AlphaEdit, arXiv 2410.02355, table 1): efficacy, generalization, specificity.",
+        "",
+        "| model | method | edits | efficacy | generalization | specificity |",
+        "|---|---|---|---|---|---|",
+        *(f"| {' | '.join(str(x) for x in row)} |" for row in SEQUENCES),
+        "",
+        "zsRE, Llama-2-7B (WISE, arXiv 2405.14768): reliability / generalization / locality, teacher-forced tokens.",
+        "",
+        "| method | 1 | 10 | 100 | 1,000 |",
+        "|---|---|---|---|---|",
+    ]
+    for method, cells in LIFELONG.items():
+        shown = (" / ".join(f"{x:.2f}" for x in cell) for cell in cells)
+        lines.append(f"| {method} | {' | '.join(shown)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _rows(table: pd.DataFrame, names: dict[str, str], base: pd.Series) -> list[str]:
+    head = ["setting", "edits", *names.values(), "perplexity", "control KL", "norm", "failed", "s", "kB"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for (setting, edits), rows in table.groupby(["setting", "edits"], sort=False):
+        by = rows.set_index("metric")
+        cells = [
+            f"{100 * by.edited[n]:.0f} ({100 * by.low[n]:.0f} to {100 * by.high[n]:.0f})" if n in by.index else "-"
+            for n in names
+        ]
+        model = [f"{by.edited[n]:.{d}f}" if n in by.index else "-" for n, d in _OF_MODEL]
+        first = rows.iloc[0]
+        costs = [str(int(first.failed)), f"{first.seconds:.1f}", f"{first.bytes / 1000:.0f}"]
+        lines.append(f"| {' | '.join([setting, str(edits), *cells, *model, *costs])} |")
+    unedited = [f"{100 * base[n]:.0f}" if n in base.index else "-" for n in names]
+    lines.append(f"| none | 0 | {' | '.join(unedited)} | {base['perplexity']:.1f} | 0 | 1 | | | |")
+    return lines
+
+
+_OF_MODEL = (("perplexity", 1), ("control_kl", 3), ("norm_ratio", 2))
+
+
+def figure(table: pd.DataFrame):
+    """Shares and perplexity by edits so far, a line a setting."""
+    from plotly.subplots import make_subplots
+
+    names = {**OF_COUNTERFACT, "efficacy_said": "said", "perplexity": "perplexity"}
+    plot = make_subplots(2, 3, subplot_titles=list(names.values()))
+    for i, (setting, rows) in enumerate(table.groupby("setting", sort=False)):
+        for n, name in enumerate(names):
+            part = rows[rows.metric == name]
+            plot.add_scatter(
+                x=part.edits,
+                y=part.edited,
+                name=setting,
+                legendgroup=setting,
+                showlegend=n == 0,
+                mode="lines+markers",
+                line={"color": COLOURS[i % len(COLOURS)], "dash": DASHES[i // len(COLOURS)]},
+                marker={"symbol": MARKERS[i % len(MARKERS)]},
+                row=1 + n // 3,
+                col=1 + n % 3,
+            )
+    for n, name in enumerate(names):
+        place = {"row": 1 + n // 3, "col": 1 + n % 3}
+        plot.update_xaxes(type="log", title="edits", **place)
+        if name == "perplexity":
+            plot.update_yaxes(type="log", **place)
+        else:
+            plot.update_yaxes(range=[0, 1.02], tickformat=".0%", **place)
+    plot.update_layout(template="plotly_white", margin={"l": 50, "r": 10, "t": 40, "b": 50})
+    return plot
