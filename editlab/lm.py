@@ -493,8 +493,13 @@ class LM:
 
     @property
     def state_hash(self) -> str:
-        """SHA-256 over the weights as they are; equals `base_hash` exactly when nothing is edited."""
+        """SHA-256 over weights and side memories as they are; equals `base_hash` exactly when nothing is edited."""
         return self._view.current_hash
+
+    @property
+    def weights_hash(self) -> str:
+        """SHA-256 over the weights as they are, side memories left out."""
+        return self._view.weights_hash
 
     @cached_property
     def tokenizer_hash(self) -> str:

@@ -307,7 +307,9 @@ class Session(AbstractContextManager["Session"]):
             for n, block in blocks.items():
                 stack.callback(block.register_forward_pre_hook(_keeper(entry, n, cut), with_kwargs=True).remove)
             # Without earlier columns or captures nothing above the last block's input is needed.
-            goes_on = cut > 0 or any(w.kind == "capture" for w in self._wishes)
+            goes_on = cut > 0 or any(
+                w.kind == "capture" and (w.layer is None or w.layer >= max(blocks)) for w in self._wishes
+            )
             last = self.model.get_submodule(self.adapter.unembed) if goes_on else blocks[max(blocks)]
             with until(last):
                 self._execute(batch, 0, past)

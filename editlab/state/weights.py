@@ -347,13 +347,18 @@ class WeightView:
         return self._fingerprint.root()
 
     @property
-    def current_hash(self) -> str:
-        """Content hash of the edited state, side memories included; `base_hash` exactly when nothing is edited."""
+    def weights_hash(self) -> str:
+        """Content hash of the weights as they are."""
         with self.lock:
             for name in self._own.keys() - self._own_hashes.keys():
                 self._own_hashes[name] = tensor_sha256(self._own[name])
             replaced = {name: self._own_hashes[name] for name in self._own}
-        return self._with_routes(self._fingerprint.root(replaced) if replaced else self.base_hash, self.routes.digest)
+        return self._fingerprint.root(replaced) if replaced else self.base_hash
+
+    @property
+    def current_hash(self) -> str:
+        """Content hash of the edited state, side memories included; `base_hash` exactly when nothing is edited."""
+        return self._with_routes(self.weights_hash, self.routes.digest)
 
     def hash_with(self, values: Mapping[str, Tensor | None], routes: str = "") -> str:
         """What `current_hash` would be if these were the only edits, and `routes` the memories' digest."""

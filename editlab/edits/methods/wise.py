@@ -23,7 +23,7 @@ from torch import Tensor
 from editlab.config import MethodConfig
 from editlab.edits.irrelevant import near, pool, subjects
 from editlab.edits.keys import contexts
-from editlab.edits.side_training import Inputs, Rows, inputs_of, train
+from editlab.edits.side_training import Inputs, Rows, inputs_of, kept_inputs_of, train
 from editlab.errors import RequestError
 from editlab.memories.kinds.wise import Routing, mask_of, pack, shards_of
 from editlab.memories.merges import MERGES
@@ -34,6 +34,9 @@ from editlab.state.edit import Edit
 if TYPE_CHECKING:
     from editlab.facts import Fact
     from editlab.lm import LM
+
+
+REPLAYED = 4  # earlier edits that the steps of one edit draw from, per edit that a step replays
 
 
 class Config(MethodConfig):
@@ -108,8 +111,7 @@ def compute(lm: LM, facts: list[Fact], config: Config, on_step: OnStep = silent)
     )
     tensors: dict[str, Tensor] = {}
     records = []
-    with lm.routes.off(path), torch.no_grad():
-        negatives = inputs_of(lm, layer, pool(config.pool, seed=config.seed))
+    negatives = kept_inputs_of(lm, layer, pool(config.pool, seed=config.seed))
     names = subjects()
     changes = {n: shard.change.to(lm.device) for n, shard in shards.items()}
     prompts = {n: list(shard.inputs) for n, shard in shards.items()}
@@ -123,7 +125,8 @@ def compute(lm: LM, facts: list[Fact], config: Config, on_step: OnStep = silent)
         texts = contexts(lm, per_length=config.contexts, seed=config.seed)
         with lm.routes.off(path):
             own = [rewrite_row(lm, fact, sink=False)] + [rewrite_row(lm, fact, context=t, sink=False) for t in texts]
-            past = [rewrite_row(lm, f, sink=False) for f in written.get(shard, [])] if config.replay else []
+            again = torch.randperm(len(written.get(shard, [])), generator=generator)[: REPLAYED * config.replay]
+            past = [rewrite_row(lm, written[shard][n], sink=False) for n in again.tolist()]
             rows = Rows(lm, layer, own + past)
             hard = near(fact, names, config.near, seed=config.seed) if config.near else []
             found = train(
