@@ -34,7 +34,7 @@ from editlab.state.weights import WeightView
 
 if TYPE_CHECKING:
     from editlab.evaluation.results import Evaluation
-    from editlab.memories.table import Routing
+    from editlab.probes.routing import Routing
     from editlab.probes.trace import Trace
 
 # Counts weight changes over all LMs, so that a cone of one fork does not pass for another's.
@@ -394,7 +394,7 @@ class LM:
 
     def route(self, prompts: str | Sequence[str], *, sink: bool = False) -> Routing:
         """Which side memory answers each prompt, and why; empty without side memories."""
-        from editlab.memories.table import routing_of
+        from editlab.probes.routing import routing_of
 
         return routing_of(self, [prompts] if isinstance(prompts, str) else list(prompts), sink=sink)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from editlab.memories.table import Routing
+    from editlab.probes.routing import Routing
     from editlab.probes.trace import Trace, TraceAverage
 
 # Okabe and Ito's colours that stand out on light and on dark; every series also has a dash and a marker of its own.

@@ -87,8 +87,11 @@ METHODS = "editlab.edits.methods"
 LAYOUTS = {f"editlab.data.formats.{page.stem}" for page in (ROOT / "data" / "formats").glob("*.md")}
 RULES: dict[str, Callable[[Import], bool]] = {
     "hooks know torch, transformers and the errors": only("editlab.hooks", "editlab.errors"),
-    "state knows hooks, the errors and where the cache is": only(
-        "editlab.state", "editlab.errors", "editlab.hooks", "editlab.models.cache"
+    "state knows hooks, memories, the errors and where the cache is": only(
+        "editlab.state", "editlab.errors", "editlab.hooks", "editlab.memories", "editlab.models.cache"
+    ),
+    "memories know hooks and what an edit is": only(
+        "editlab.memories", "editlab.errors", "editlab.hooks", "editlab.registry", "editlab.state.edit"
     ),
     "methods and what they share compute, they do not run, write or print": never(
         "editlab.edits", "editlab.runs", "editlab.cli", "editlab.report", "editlab.interop"

@@ -18,6 +18,15 @@ def default_layer(adapter: ModelAdapter) -> int:
     return adapter.n_layers // 6
 
 
+def memory_layer(adapter: ModelAdapter, layer: int | None) -> int:
+    """Where a side memory goes: the layer asked for, else five sixths of the depth (WISE's paper: 27 of 32).
+
+    Raises:
+        ConfigError: there is no such layer.
+    """
+    return adapter.check_layer(adapter.n_layers * 5 // 6 if layer is None else layer)
+
+
 class LocateEditSettings(MethodConfig):
     """How keys are averaged, values optimised, and ordinary text preserved."""
 

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 
 from editlab.config import MethodConfig
-from editlab.edits.methods.wise import default_layer
+from editlab.edits.settings import memory_layer
 from editlab.edits.values import site_of_shift
 from editlab.errors import EditFailed, RequestError
 from editlab.memories.kinds.grace import Routing
@@ -47,7 +47,7 @@ def compute(lm: LM, facts: list[Fact], config: Config, on_step: OnStep = silent)
     """
     if not facts:
         raise RequestError("grace was given no fact.", "Give at least one.")
-    layer = lm.adapter.check_layer(default_layer(lm.adapter.n_layers) if config.layer is None else config.layer)
+    layer = memory_layer(lm.adapter, config.layer)
     path = lm.adapter.layers[layer].down
     found = []
     for i, fact in enumerate(facts):

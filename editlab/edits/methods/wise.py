@@ -23,6 +23,7 @@ from torch import Tensor
 from editlab.config import MethodConfig
 from editlab.edits.irrelevant import near, pool, subjects
 from editlab.edits.keys import contexts
+from editlab.edits.settings import memory_layer
 from editlab.edits.side_training import Inputs, Rows, inputs_of, kept_inputs_of, train
 from editlab.errors import RequestError
 from editlab.memories.kinds.wise import Routing, mask_of, pack, shards_of
@@ -72,11 +73,6 @@ class Config(MethodConfig):
     seed: int = Field(0, ge=0, description="of masks, contexts and draws")
 
 
-def default_layer(n_layers: int) -> int:
-    """Where a model without a preset gets its side memory: five sixths of its depth (paper: 27 of 32)."""
-    return n_layers * 5 // 6
-
-
 def compute(lm: LM, facts: list[Fact], config: Config, on_step: OnStep = silent) -> Edit:
     """The part of the side memory that the facts make, one after the other.
 
@@ -89,7 +85,7 @@ def compute(lm: LM, facts: list[Fact], config: Config, on_step: OnStep = silent)
     if config.merge not in MERGES:
         raise RequestError(f"There is no merge '{config.merge}'.", f"Use one of {', '.join(MERGES)}.")
     started = time.perf_counter()
-    layer = lm.adapter.check_layer(default_layer(lm.adapter.n_layers) if config.layer is None else config.layer)
+    layer = memory_layer(lm.adapter, config.layer)
     path = lm.adapter.layers[layer].down
     before = [e.edit for e in lm.ledger.active if e.edit.routing is not None and e.edit.routing["path"] == path]
     shape = (lm.adapter.d_model, lm.adapter.d_mlp)
