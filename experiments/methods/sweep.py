@@ -1,0 +1,83 @@
+"""The sweeps behind the presets of the models that are tuned here.
+
+    python experiments/methods/sweep.py factworld-llama                  # capitals that the model knows, all methods
+    python experiments/methods/sweep.py smollm2-135m --facts FACTS.json --methods memit
+
+Each method writes all facts in one edit (ROME and its kin one by one), for every point of a small grid, as `editlab
+tune` does. A line a point, best first, in sweeps/MODEL-METHOD.csv; the point that presets.yaml has is the best one
+that is not worse in neighbours by more than it gains.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from editlab import LM, Fact
+from editlab.data.formats import load_facts
+from editlab.data.relations import fill, relation
+from editlab.evaluation.known import known, preferred
+from editlab.progress import StepInfo
+from editlab.runs.tune import tune
+
+Grid = dict[str, Sequence[Any]]
+FACTWORLD: dict[str, Grid] = {
+    "memit": {"layers": [[0], [0, 1], [1]], "lambda_rel": [0.03, 0.1, 0.3, 1.0], "lr": [1.0], "clamp": [1.4]},
+    "emmet": {"layer": [0, 1], "lr": [1.0, 3.0], "clamp": [1.0, 1.4]},
+    "alphaedit": {"layers": [[0], [0, 1]], "tau_rel": [1e-3, 3e-3, 1e-2], "lr": [1.0], "clamp": [1.4]},
+}
+SMOLLM2: dict[str, Grid] = {
+    "memit": {"layers": [[5], [7], [3, 5, 7]], "lambda_rel": [0.3, 1.0]},
+    "emmet": {"layer": [5, 7]},
+    "alphaedit": {"layers": [[3, 5, 7], [7]], "tau_rel": [3e-4, 1e-3]},
+}
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--facts", type=Path, help="default: capitals that the model knows")
+    parser.add_argument("--n", type=int, default=32)
+    parser.add_argument("--methods", nargs="+")
+    parser.add_argument("--threads", type=int, default=0)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    lm = LM.from_pretrained(options.model)
+    grids = FACTWORLD if options.model.startswith("factworld") else SMOLLM2
+    facts = chosen(lm, options.facts)[: options.n]
+    print(f"{len(facts)} facts", flush=True)
+    for method in options.methods or list(grids):
+        table = tune(lm, facts, method, grids[method], _say, batch=True)
+        target = HERE / "sweeps" / f"{lm.name}-{method}.csv"
+        target.parent.mkdir(exist_ok=True)
+        table.to_csv(target, index=False)
+        print(f"{target.name}\n{table.to_string()}", flush=True)
+
+
+def chosen(lm: LM, file: Path | None) -> list[Fact]:
+    """Facts that the model has something to unlearn of."""
+    if file is not None:
+        return preferred(lm, load_facts(file))
+    stem = relation("capital").stems[0]
+    facts = known(lm, relation("capital")).facts()
+    others = [fill(stem, fact.subject) for fact in facts]
+    # Every capital has one country, so the neighbours are other countries: their answers must stay.
+    return [
+        fact.model_copy(update={"neighbours": tuple(others[(i + k) % len(facts)] for k in (40, 60, 80))})
+        for i, fact in enumerate(facts)
+    ]
+
+
+def _say(step: StepInfo) -> None:
+    if step.task == "tuning":
+        print(f"  {step.done} of {step.total}: {step.note}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
