@@ -25,10 +25,15 @@ from editlab.progress import StepInfo
 from editlab.runs.tune import tune
 
 Grid = dict[str, Sequence[Any]]
+# The optimiser's settings of the fact worlds are those that ROME's preset has.
 FACTWORLD: dict[str, Grid] = {
-    "memit": {"layers": [[0], [0, 1], [1]], "lambda_rel": [0.03, 0.1, 0.3, 1.0], "lr": [1.0], "clamp": [1.4]},
-    "emmet": {"layer": [0, 1], "lr": [1.0, 3.0], "clamp": [1.0, 1.4]},
-    "alphaedit": {"layers": [[0], [0, 1]], "tau_rel": [1e-3, 3e-3, 1e-2], "lr": [1.0], "clamp": [1.4]},
+    "memit": {"layers": [[0], [0, 1]], "lambda_rel": [0.1, 0.3, 1.0], "clamp": [1.0, 1.5]},
+    "emmet": {"layer": [0], "clamp": [1.0, 1.5]},
+    "alphaedit": {"layers": [[0], [0, 1]], "tau_rel": [1e-3, 1e-2], "clamp": [1.0, 1.5]},
+}
+OPTIMISER: dict[str, Grid] = {
+    "factworld-llama": {"lr": [3.0], "steps": [40]},
+    "factworld-gpt2": {"lr": [1.0], "steps": [40]},
 }
 SMOLLM2: dict[str, Grid] = {
     "memit": {"layers": [[5], [7], [3, 5, 7]], "lambda_rel": [0.3, 1.0]},
@@ -53,7 +58,7 @@ def main() -> None:
     facts = chosen(lm, options.facts)[: options.n]
     print(f"{len(facts)} facts", flush=True)
     for method in options.methods or list(grids):
-        table = tune(lm, facts, method, grids[method], _say, batch=True)
+        table = tune(lm, facts, method, grids[method] | OPTIMISER.get(options.model, {}), _say, batch=True)
         target = HERE / "sweeps" / f"{lm.name}-{method}.csv"
         target.parent.mkdir(exist_ok=True)
         table.to_csv(target, index=False)
