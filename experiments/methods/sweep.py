@@ -27,9 +27,9 @@ from editlab.runs.tune import tune
 Grid = dict[str, Sequence[Any]]
 # The optimiser's settings of the fact worlds are those that ROME's preset has.
 FACTWORLD: dict[str, Grid] = {
-    "memit": {"layers": [[0], [0, 1]], "lambda_rel": [0.1, 0.3, 1.0], "clamp": [1.0, 1.5]},
-    "emmet": {"layer": [0], "clamp": [1.0, 1.5]},
-    "alphaedit": {"layers": [[0], [0, 1]], "tau_rel": [1e-3, 1e-2], "clamp": [1.0, 1.5]},
+    "memit": {"layers": [[0], [0, 1]], "lambda_rel": [0.1, 0.3], "clamp": [0.5, 0.7, 1.0]},
+    "emmet": {"layer": [0], "clamp": [0.5, 0.7, 1.0]},
+    "alphaedit": {"layers": [[0], [0, 1]], "tau_rel": [1e-3, 1e-2], "clamp": [0.5, 0.7, 1.0]},
 }
 OPTIMISER: dict[str, Grid] = {
     "factworld-llama": {"lr": [3.0], "steps": [40]},

@@ -70,10 +70,14 @@ def same_as(whole: dict[str, Any], row: dict[str, Any]) -> None:
     assert row["state"] == "finished" or row["prompts"] == whole["prompts"], row["point"]
 
 
+WISE = ["layer=1", "steps=4", "contexts={4: 1}", "pool=4", "negatives=2", "near=1", "shard_size=2"]
+
+
 @pytest.mark.parametrize(
     ("mode", "method", "points"),
     [
         ("sequential-batched", "memit-seq", 18),
+        ("sequential", "wise", 24),
         pytest.param("sequential", "rome", 24, marks=pytest.mark.model),
         pytest.param("single", "rome", 24, marks=pytest.mark.model),
     ],
@@ -81,7 +85,8 @@ def same_as(whole: dict[str, Any], row: dict[str, Any]) -> None:
 def test_killed_at_any_line_of_the_journal_a_run_ends_as_the_unbroken_one(
     mode: str, method: str, points: int, model: Callable[..., Path], quick: list[str], facts: Path, tmp_path: Path
 ) -> None:
-    whole, *rows = killed_and_resumed("journal", mode, method, model, quick, facts, tmp_path)
+    settings = WISE if method == "wise" else quick
+    whole, *rows = killed_and_resumed("journal", mode, method, model, settings, facts, tmp_path)
     assert whole["code"] == 0 and len(rows) == points
     for row in rows:
         assert row["code"] == 0, row
