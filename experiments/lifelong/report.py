@@ -32,29 +32,35 @@ LIFELONG = {
 
 
 def write(results: Path) -> None:
-    """Write results.md and, where kaleido and a browser are installed, results.svg beside the csv."""
+    """Write results.md and, where kaleido and a browser are installed, a figure a model."""
     table = pd.read_csv(results)
     target = results.with_suffix(".md")
     target.write_text(_markdown(table), encoding="utf-8")
     print(f"wrote {target}")
-    try:
-        figure(table).write_image(results.with_suffix(".svg"), width=1000, height=620)
-        print(f"wrote {results.with_suffix('.svg')}")
-    except (ImportError, ValueError, RuntimeError) as error:
-        print(f"no figure: {error}")
+    for model, rows in table.groupby("model", sort=False):
+        picture = results.with_name(f"{model}.svg")
+        try:
+            figure(rows).write_image(picture, width=1000, height=620)
+            print(f"wrote {picture}")
+        except (ImportError, ValueError, RuntimeError) as error:
+            print(f"no figure: {error}")
 
 
 def _markdown(table: pd.DataFrame) -> str:
-    base = table[table.edits == table.edits.max()].drop_duplicates("metric").set_index("metric").base
-    lines = [
-        "## After how many edits, in CounterFact's terms",
-        "",
-        *_rows(table, OF_COUNTERFACT, base),
-        "",
-        "## In WISE's terms",
-        "",
-        *_rows(table, OF_WISE, base),
-        "",
+    lines = []
+    for model, rows in table.groupby("model", sort=False):
+        base = rows[rows.edits == rows.edits.max()].drop_duplicates("metric").set_index("metric").base
+        lines += [
+            f"## {model}, in CounterFact's terms",
+            "",
+            *_rows(rows, OF_COUNTERFACT, base),
+            "",
+            f"## {model}, in WISE's terms",
+            "",
+            *_rows(rows, OF_WISE, base),
+            "",
+        ]
+    lines += [
         "Shares in percent over the facts written so far (at most 50, evenly spread), with 95 % intervals. A second,",
         "a kilobyte: a fact, in the run and on the disk.",
         "",

@@ -1,11 +1,12 @@
 """One edit after the other, all kept: where does each method break?
 
-    python experiments/lifelong/run.py FACTS.json... --edits 200             # every setting below
+    python experiments/lifelong/run.py FACTS.json... --edits 200          # every setting below, the default model
+    python experiments/lifelong/run.py --model factworld-llama --edits 300   # facts of the relations that it knows
     python experiments/lifelong/run.py FACTS.json... --only alphaedit
     python experiments/lifelong/run.py --report                           # table and figure from results.csv
 
-The facts are those of the file, in its order, whose true answer the unedited model finds more probable than the new
-one, one a subject. Each setting is a run that can be killed and gone on with (runs/lifelong/NAME). When all edits are
+The facts are those of the files, in their order, whose true answer the unedited model finds more probable than the new
+one, one a subject; without a file, counterfactuals of what the model knows of the relations, shuffled. Each setting is a run that can be killed and gone on with (runs/lifelong/NAME). When all edits are
 made they are put back one by one on the unedited model, and after 1, 10, 30, 100, ... of them at most `--sample` of the
 facts written so far, evenly spread over the sequence, are scored, with drift, perplexity and norms of the model.
 """
@@ -13,6 +14,7 @@ facts written so far, evenly spread over the sequence, are scored, with drift, p
 from __future__ import annotations
 
 import argparse
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,8 @@ import torch
 
 from editlab import LM, Fact
 from editlab.data.formats import load_facts
-from editlab.evaluation.known import preferred
+from editlab.data.relations import relations
+from editlab.evaluation.known import known, preferred
 from editlab.runs import Plan, run_batch
 
 # Two contexts instead of five: half the time of an optimised value, and two hundred of them add up.
@@ -43,6 +46,7 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], int]] = {
     "ft": ("ft", {}, 1),
     "grace": ("grace", {}, 1),
     "wise": ("wise", {}, 1),
+    "ultraedit": ("ultraedit", {}, 1),
 }
 METRICS = (
     "efficacy", "paraphrase", "neighbourhood", "score", "efficacy_argmax", "efficacy_said", "paraphrase_argmax",
@@ -69,13 +73,12 @@ def main() -> None:
 
         write(options.out)
         return
-    if not options.facts:
-        parser.error("name a facts file")
     if options.threads:
         torch.set_num_threads(options.threads)
     base = LM.from_pretrained(options.model)
-    facts = preferred(base, [fact for path in options.facts for fact in load_facts(path)])[: options.edits]
-    print(f"{len(facts)} facts that {base.name} prefers the true answer of", flush=True)
+    given = [fact for path in options.facts for fact in load_facts(path)]
+    facts = (preferred(base, given) if given else from_relations(base))[: options.edits]
+    print(f"{len(facts)} facts that {base.name} answers otherwise", flush=True)
     for name in options.only:
         method, settings, size = SETTINGS[name]
         key = {"model": base.name, "setting": name, "n": len(facts)}
@@ -85,7 +88,7 @@ def main() -> None:
         mode = "sequential" if size == 1 else "sequential-batched"
         plan = Plan(method=method, mode=mode, batch_size=size, settings=settings)
         lm = base.fork()
-        folder = options.runs / name.replace(", ", "-").replace(" ", "-")
+        folder = options.runs / base.name / name.replace(", ", "-").replace(" ", "-")
         made = run_batch(lm, facts, plan, folder)
         costs = {
             "failed": len(made.failed),
@@ -98,6 +101,13 @@ def main() -> None:
         pd.concat([done, pd.DataFrame(rows)]).to_csv(options.out, index=False)
         shown = pd.DataFrame(rows).pivot_table(index="edits", columns="metric", values="edited")
         print(f"{name}: {costs}\n{shown.to_string(float_format=lambda x: f'{x:.3g}')}", flush=True)
+
+
+def from_relations(lm: LM) -> list[Fact]:
+    """Counterfactuals of everything that the model knows of every relation."""
+    facts = [f for r in relations().values() for f in known(lm, r).facts(paraphrases=2, neighbours=3)]
+    random.Random(0).shuffle(facts)
+    return facts
 
 
 def scores(lm: LM, facts: list[Fact], sample: int) -> Iterator[dict[str, Any]]:
