@@ -1,6 +1,6 @@
 """Texts that an edit has nothing to do with, for methods that learn where not to act.
 
-Half are ordinary prose, half are short prompts about countries in the wordings of the relations. For a given fact there
+Half are ordinary prose, half are short prompts about some name in the wordings of the relations. For a given fact there
 are also its near neighbours: its own prompt about somebody or something else.
 """
 
@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING
+
+from faker import Faker
 
 from editlab.data.corpus import load_corpus
 from editlab.data.relations import fill, relations
@@ -16,15 +19,16 @@ from editlab.data.relations import fill, relations
 if TYPE_CHECKING:
     from editlab.facts import Fact
 
+MADE_UP = 150  # people, companies and places each
+
 
 def pool(n: int, *, seed: int, words: int = 16) -> list[str]:
     """`n` texts, the beginning of prose passages and prompts in turn."""
     rng = random.Random(f"irrelevant {seed}")
     passages = load_corpus().passages
     prose = [" ".join(text.split()[:words]) for text in rng.sample(passages, n - n // 2)]
-    asked = [(stem, row.subject) for r in relations().values() for stem in r.stems for row in r.rows]
-    prompts = [fill(stem, subject) for stem, subject in rng.sample(asked, n // 2)]
-    return prose + prompts
+    stems = [stem for r in relations().values() for stem in r.stems]
+    return prose + [fill(rng.choice(stems), rng.choice(subjects())) for _ in range(n // 2)]
 
 
 def near(fact: Fact, others: Sequence[str], n: int, *, seed: int) -> list[str]:
@@ -35,9 +39,11 @@ def near(fact: Fact, others: Sequence[str], n: int, *, seed: int) -> list[str]:
     return [before + subject + after for subject in chosen]
 
 
-def subjects() -> list[str]:
-    """Names to put in the place of a subject: countries, capitals, and what else the relations have."""
-    found = {row.subject for r in relations().values() for row in r.rows}
-    for name in ("capital", "highest_point"):
-        found |= {row.answer for row in relations()[name].rows}
-    return sorted(found)
+@cache
+def subjects() -> tuple[str, ...]:
+    """Names to put in the place of a subject: countries and cities, and made-up people, companies and places."""
+    made = Faker("en_US")
+    made.seed_instance(0)
+    names = {make() for make in (made.name, made.company, made.city) for _ in range(MADE_UP)}
+    rows = relations()["capital"].rows
+    return tuple(sorted(names | {row.subject for row in rows} | {row.answer for row in rows}))

@@ -5,10 +5,11 @@
     python experiments/lifelong/run.py FACTS.json... --only alphaedit
     python experiments/lifelong/run.py --report                           # table and figure from results.csv
 
-The facts are those of the files, in their order, whose true answer the unedited model finds more probable than the new
-one, one a subject; without a file, counterfactuals of what the model knows of the relations, shuffled. Each setting is a run that can be killed and gone on with (runs/lifelong/NAME). When all edits are
-made they are put back one by one on the unedited model, and after 1, 10, 30, 100, ... of them at most `--sample` of the
-facts written so far, evenly spread over the sequence, are scored, with drift, perplexity and norms of the model.
+The facts are those of the files, in their order, whose true answer the unedited model finds more probable than the
+new one, one a subject; without a file, counterfactuals of what the model knows of the relations, shuffled. Each
+setting is a run that can be killed and gone on with (runs/lifelong/NAME). When all edits are made they are put back
+one by one on the unedited model, and after 1, 10, 30, 100, ... of them at most `--sample` of the facts written so
+far, evenly spread over the sequence, are scored, with drift, perplexity and norms of the model.
 """
 
 from __future__ import annotations

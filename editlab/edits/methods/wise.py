@@ -122,9 +122,12 @@ def compute(lm: LM, facts: list[Fact], config: Config, on_step: OnStep = silent)
         with lm.routes.off(path):
             own = [rewrite_row(lm, fact, sink=False)] + [rewrite_row(lm, fact, context=t, sink=False) for t in texts]
             again = torch.randperm(len(written.get(shard, [])), generator=generator)[: REPLAYED * config.replay]
-            past = [rewrite_row(lm, written[shard][n], sink=False) for n in again.tolist()]
+            old = [written[shard][n] for n in again.tolist()]
+            past = [rewrite_row(lm, f, sink=False) for f in old]
             rows = Rows(lm, layer, own + past)
-            hard = near(fact, names, config.near, seed=config.seed) if config.near else []
+            # Earlier edits' neighbours must stay quiet too; a few of them, others each time.
+            hard = near(fact, names, config.near, seed=config.seed)
+            hard += [text for f in old for text in near(f, names, min(1, config.near), seed=number + i)]
             found = train(
                 start,
                 mask,
