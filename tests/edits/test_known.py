@@ -1,0 +1,30 @@
+"""Batch methods and side memories on a small model that truly knows facts, with its presets."""
+
+from __future__ import annotations
+
+import pytest
+
+from editlab import LM
+from editlab.data.relations import fill, relation
+from editlab.evaluation.known import known
+
+
+@pytest.mark.parametrize(
+    ("method", "fires", "carries_over"), [("memit", 6, 0.4), ("emmet", 6, 0.4), ("alphaedit", 5, 0.4), ("wise", 7, 0.8)]
+)
+def test_eight_capitals_are_rewritten_and_others_stay(method: str, fires: int, carries_over: float) -> None:
+    lm = LM.from_pretrained("factworld-llama")
+    capitals = known(lm, relation("capital"))
+    facts = capitals.facts(paraphrases=2)[::12][:8]
+    others = [fill(relation("capital").stems[0], fact.subject) for fact in capitals.facts()[5::12][:8]]
+    before = lm.generate(others, 3)
+    lm.edit(facts, method)
+    found = lm.evaluate(facts, metrics=("efficacy_said", "paraphrase_said"))
+    assert found["efficacy_said"].base.mean == 0
+    assert found["efficacy_said"].edited.mean >= fires / 8
+    assert found["paraphrase_said"].edited.mean >= carries_over
+    assert sum(a == b for a, b in zip(before, lm.generate(others, 3), strict=True)) >= 7
+    for entry in lm.ledger.active:
+        lm.undo(entry.id)
+    assert lm.state_hash == lm.base_hash
+    assert lm.generate(others, 3) == before
