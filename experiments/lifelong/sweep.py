@@ -1,0 +1,64 @@
+"""The sweep behind the preset of `wise`: settings by reliability, generalization and locality after a few edits.
+
+    python experiments/lifelong/sweep.py FACTS.json --edits 16 --set layer=23 lr=0.01    # one point, added to sweep.csv
+
+Edits are made one after the other and all scored at the end. Besides the shares of answers there are the shares of
+prompts that are routed to the side memory: of edits, paraphrases, neighbours, and of other facts of the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from editlab import LM
+from editlab.config import parse_overrides
+from editlab.data.formats import load_facts
+from editlab.evaluation.known import preferred
+
+METRICS = ("rewrite_acc", "rephrase_acc", "efficacy_said", "paraphrase", "paraphrase_said", "neighbourhood_same")
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("facts", type=Path)
+    parser.add_argument("--model")
+    parser.add_argument("--edits", type=int, default=16)
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--out", type=Path, default=HERE / "sweep.csv")
+    parser.add_argument("--threads", type=int, default=0)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    lm = LM.from_pretrained(options.model)
+    facts = preferred(lm, load_facts(options.facts))
+    chosen, others = facts[: options.edits], facts[-40:]
+    began = time.perf_counter()
+    for fact in chosen:
+        lm.edit(fact, "wise", **parse_overrides(options.set))
+    seconds = (time.perf_counter() - began) / len(chosen)
+    prompts = {
+        "edits": [f.text for f in chosen],
+        "paraphrases": [text for f in chosen for text in f.paraphrases],
+        "neighbours": [text for f in chosen for text in f.neighbours],
+        "other facts": [f.text for f in others],
+    }
+    routed = {
+        f"routed: {name}": (lm.route(of).to_pandas()["answers"] != "model").mean() for name, of in prompts.items()
+    }
+    found = lm.evaluate(chosen, metrics=METRICS)
+    scores = {line.metric: line.edited.mean for line in found.lines}
+    row = {"model": lm.name, "edits": len(chosen), "settings": " ".join(options.set)} | scores | routed
+    row["seconds"] = seconds
+    done = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame()
+    pd.concat([done, pd.DataFrame([row])]).to_csv(options.out, index=False)
+    print(pd.Series(row).to_string(), flush=True)
+
+
+if __name__ == "__main__":
+    main()
