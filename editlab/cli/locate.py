@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -132,4 +133,5 @@ def _write(lm: Any, found: Trace | TraceAverage, run: Path | None) -> Path:
 
     folder = run or run_folder("locate", lm.base_hash)
     extra = {"headline": found.headline, "suggested_layers": list(found.suggest_layers())}
-    return write_table(folder, lm, "locate", found.config.model_dump(mode="json"), found.to_pandas(), extra)
+    figures = {"effects": found.plot()} if find_spec("plotly") else None
+    return write_table(folder, lm, "locate", found.config.model_dump(mode="json"), found.to_pandas(), extra, figures)

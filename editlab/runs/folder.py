@@ -19,6 +19,7 @@ from editlab.state.files import write_json, write_text, write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
+    import plotly.graph_objects as go
 
     from editlab.lm import LM
     from editlab.runs.measure import FailedRow
@@ -69,10 +70,19 @@ def write_run(
 
 
 def write_table(
-    folder: Path, lm: LM, kind: str, config: Mapping[str, Any], rows: pd.DataFrame, extra: Mapping[str, Any]
+    folder: Path,
+    lm: LM,
+    kind: str,
+    config: Mapping[str, Any],
+    rows: pd.DataFrame,
+    extra: Mapping[str, Any],
+    figures: Mapping[str, go.Figure] | None = None,
 ) -> Path:
-    """Write a run that edited nothing: its rows and its manifest."""
+    """Write a run that edited nothing: its rows, its figures (as plotly's JSON) and its manifest."""
     write_config(folder, config)
+    for name, figure in (figures or {}).items():
+        (folder / "figures").mkdir(exist_ok=True)
+        write_text(folder / "figures" / f"{name}.json", figure.to_json())
     _write_rows(folder, rows)
     write_manifest(folder, lm, kind, config, {"edits": [], "failed": [], **extra})
     return folder
