@@ -85,28 +85,54 @@ def settings(method: str) -> Listing:
     return Listing(rows, ["name", "default", "range", "description"], "It has no settings.", shown=shown)
 
 
+def presets() -> Listing:
+    """The settings kept by model and method, each with its source."""
+    from editlab.edits import presets as kept
+
+    rows: list[dict[str, Any]] = [
+        {"model": preset.model, "method": method, "settings": dict(settings), "source": preset.source}
+        for preset in kept.presets()
+        for method, settings in preset.methods.items()
+    ]
+    shown = [{**row, "settings": ", ".join(f"{k}={v}" for k, v in row["settings"].items())} for row in rows]
+    return Listing(rows, ["model", "method", "settings", "source"], shown=shown)
+
+
 def runs() -> Listing:
-    """The run folders under ./runs that hold a manifest, oldest first."""
-    rows = []
-    for path in sorted(Path("runs").glob("*/manifest.json")):
-        row: dict[str, Any] = {"name": path.parent.name, "path": str(path.parent)}
-        try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            edits = manifest["edits"]
-            row |= {
-                "kind": manifest["kind"],
-                "written": manifest["written"],
-                "model": manifest["base"]["name"],
-                "edits": len(edits),
-                "fired": sum(edit["fires"] for edit in edits),
-            }
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            row |= {"kind": "unreadable", "written": None, "model": None, "edits": None, "fired": None}
-        rows.append(row)
+    """The run folders under ./runs, oldest first; `editlab resume` goes on with an interrupted one."""
+    columns = ["name", "kind", "state", "written", "model", "edits", "fired"]
+    rows = [_run(path) for path in sorted(Path("runs").glob("*")) if _is_run(path)]
     shown = [{k: "" if v is None else v for k, v in row.items()} for row in rows]
-    return Listing(
-        rows, ["name", "kind", "written", "model", "edits", "fired"], "There is no run in ./runs yet.", shown=shown
-    )
+    return Listing(rows, columns, "There is no run in ./runs yet.", shown=shown)
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "manifest.json").is_file() or (folder / "journal.jsonl").is_file()
+
+
+def _run(folder: Path) -> dict[str, Any]:
+    """One run from its manifest, or, where a run was interrupted before it had one, from its journal."""
+    row: dict[str, Any] = {"name": folder.name, "path": str(folder)}
+    unknown = dict.fromkeys(("kind", "state", "written", "model", "edits", "fired"))
+    try:
+        if not (folder / "manifest.json").is_file():
+            lines = (folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()
+            events = [json.loads(line) for line in lines if line.endswith("}")]
+            committed = sum(event["event"] == "committed" for event in events)
+            begun = {"kind": "edit", "state": "interrupted", "model": events[0]["model"], "edits": committed}
+            return row | unknown | begun
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        edits = manifest["edits"]
+        return row | {
+            "kind": manifest["kind"],
+            "state": manifest.get("state", "complete"),
+            "written": manifest["written"],
+            "model": manifest["base"]["name"],
+            "edits": len(edits),
+            "fired": sum(edit["fires"] for edit in edits),
+        }
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
+        return row | unknown | {"kind": "unreadable"}
 
 
 def formats() -> Listing:
@@ -164,6 +190,7 @@ KINDS: dict[str, Callable[[], Listing]] = {
     "methods": methods,
     "metrics": metrics,
     "models": models,
+    "presets": presets,
     "relations": relations,
     "runs": runs,
 }
