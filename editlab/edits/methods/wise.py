@@ -14,6 +14,7 @@ model.
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -24,7 +25,7 @@ from editlab.config import MethodConfig
 from editlab.edits.irrelevant import near, pool, subjects
 from editlab.edits.keys import contexts
 from editlab.edits.settings import memory_layer
-from editlab.edits.side_training import Inputs, Rows, inputs_of, kept_inputs_of, train
+from editlab.edits.side_training import Inputs, Rows, Trained, inputs_of, kept_inputs_of, train
 from editlab.errors import RequestError
 from editlab.memories.kinds.wise import Routing, mask_of, pack, shards_of
 from editlab.memories.merges import MERGES
@@ -87,10 +88,21 @@ def compute(lm: LM, facts: list[Fact], config: Config, on_step: OnStep = silent)
     started = time.perf_counter()
     layer = memory_layer(lm.adapter, config.layer)
     path = lm.adapter.layers[layer].down
-    before = [e.edit for e in lm.ledger.active if e.edit.routing is not None and e.edit.routing["path"] == path]
-    shape = (lm.adapter.d_model, lm.adapter.d_mlp)
-    shards = shards_of([e for e in before if e.routing is not None and e.routing["kind"] == "wise"], shape)
-    number = max((e.routing["number"] + e.routing["count"] for e in before if e.routing), default=0)
+    memory = _Memory.begun(lm, path)
+    first = memory.number
+    negatives = kept_inputs_of(lm, layer, pool(config.pool, seed=config.seed))
+    tensors: dict[str, Tensor] = {}
+    records = []
+    for i, fact in enumerate(facts):
+        on_step(StepInfo("edits of the side memory", i, len(facts), "edits", fact.subject))
+        shard = memory.number // config.shard_size
+        with lm.routes.off(path):
+            found, prompt = _one(lm, layer, fact, memory, shard, negatives, config, on_step)
+        mask = pack(memory.mask(shard, config).cpu(), memory.change(shard).numel())
+        _add(tensors, shard, memory.take(shard, fact, found.values, prompt, config), mask, prompt)
+        nll = [found.losses[0][0], found.losses[-1][0]]
+        records.append({"shard": shard, "steps": len(found.losses), "nll": nll})
+    on_step(StepInfo("edits of the side memory", len(facts), len(facts), "edits"))
     routing = Routing(
         path=path,
         layer=layer,
@@ -102,54 +114,9 @@ def compute(lm: LM, facts: list[Fact], config: Config, on_step: OnStep = silent)
         indicator=config.indicator,
         ratio=config.ratio,
         seed=config.seed,
-        number=number,
+        number=first,
         count=len(facts),
     )
-    tensors: dict[str, Tensor] = {}
-    records = []
-    negatives = kept_inputs_of(lm, layer, pool(config.pool, seed=config.seed))
-    names = subjects()
-    changes = {n: shard.change.to(lm.device) for n, shard in shards.items()}
-    prompts = {n: list(shard.inputs) for n, shard in shards.items()}
-    written = _facts_by_shard(before)
-    for i, fact in enumerate(facts):
-        on_step(StepInfo("edits of the side memory", i, len(facts), "edits", fact.subject))
-        shard = (number + i) // config.shard_size
-        mask = mask_of(shape, config.density, config.seed, shard).to(lm.device)
-        start = changes.get(shard, torch.zeros(shape, device=lm.device))
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + number + i)
-        texts = contexts(lm, per_length=config.contexts, seed=config.seed)
-        with lm.routes.off(path):
-            own = [rewrite_row(lm, fact, sink=False)] + [rewrite_row(lm, fact, context=t, sink=False) for t in texts]
-            again = torch.randperm(len(written.get(shard, [])), generator=generator)[: REPLAYED * config.replay]
-            old = [written[shard][n] for n in again.tolist()]
-            past = [rewrite_row(lm, f, sink=False) for f in old]
-            rows = Rows(lm, layer, own + past)
-            # Earlier edits' neighbours must stay quiet too; a few of them, others each time.
-            hard = near(fact, names, config.near, seed=config.seed)
-            hard += [text for f in old for text in near(f, names, min(1, config.near), seed=number + i)]
-            found = train(
-                start,
-                mask,
-                rows,
-                len(own),
-                negatives,
-                inputs_of(lm, layer, hard) if hard else negatives.some(torch.arange(0)),
-                _kept(lm, layer, prompts.get(shard, [])),
-                _kept(lm, layer, [x for n in prompts if n != shard for x in prompts[n]])
-                if config.mode == "retrieve"
-                else None,
-                config,
-                generator,
-                on_step,
-            )
-        changes[shard] = start.flatten().scatter(0, mask, found.values).view(*shape)
-        prompt = rows.prompts.some(torch.tensor([0], device=lm.device)).x.cpu()
-        prompts.setdefault(shard, []).append(prompt)
-        written.setdefault(shard, []).append(fact)
-        _add(tensors, shard, found.values.cpu() - start.flatten()[mask].cpu(), pack(mask.cpu(), start.numel()), prompt)
-        records.append({"shard": shard, "steps": len(found.losses), "nll": [found.losses[0][0], found.losses[-1][0]]})
-    on_step(StepInfo("edits of the side memory", len(facts), len(facts), "edits"))
     return Edit(
         method="wise",
         config=config.model_dump(mode="json") | {"layer": layer},
@@ -168,6 +135,92 @@ def compute(lm: LM, facts: list[Fact], config: Config, on_step: OnStep = silent)
     )
 
 
+@dataclass
+class _Memory:
+    """The shards as they stand while edits are made.
+
+    Attributes:
+        number: edits so far. changes, prompts, facts: by shard, what its edits wrote, their prompts' inputs, and they.
+    """
+
+    shape: tuple[int, int]
+    device: torch.device
+    number: int = 0
+    changes: dict[int, Tensor] = field(default_factory=dict)
+    prompts: dict[int, list[Tensor]] = field(default_factory=dict)
+    facts: dict[int, list[Fact]] = field(default_factory=dict)
+
+    @classmethod
+    def begun(cls, lm: LM, path: str) -> _Memory:
+        """With what the active edits at `path` wrote."""
+        from editlab.facts import Fact
+
+        memory = cls((lm.adapter.d_model, lm.adapter.d_mlp), lm.device)
+        routed = [e.edit for e in lm.ledger.active if e.edit.routing is not None and e.edit.routing["path"] == path]
+        before = [(e, e.routing) for e in routed if e.routing is not None and e.routing["kind"] == "wise"]
+        memory.number = max((routing["number"] + routing["count"] for _, routing in before), default=0)
+        for n, shard in shards_of([edit for edit, _ in before], memory.shape).items():
+            memory.changes[n], memory.prompts[n] = shard.change.to(lm.device), list(shard.inputs)
+        for edit, _ in before:
+            for request, record in zip(edit.requests, edit.info["edits"], strict=True):
+                memory.facts.setdefault(int(record["shard"]), []).append(Fact.model_validate(request))
+        return memory
+
+    def change(self, shard: int) -> Tensor:
+        """(d_out, d_in) of a shard so far."""
+        return self.changes.get(shard, torch.zeros(self.shape, device=self.device))
+
+    def mask(self, shard: int, config: Config) -> Tensor:
+        """What the shard may change."""
+        return mask_of(self.shape, config.density, config.seed, shard).to(self.device)
+
+    def take(self, shard: int, fact: Fact, values: Tensor, prompt: Tensor, config: Config) -> Tensor:
+        """Take an edit in; what it added to the shard's values, on the CPU."""
+        before, mask = self.change(shard).flatten(), self.mask(shard, config)
+        self.changes[shard] = before.scatter(0, mask, values).view(self.shape)
+        self.prompts.setdefault(shard, []).append(prompt)
+        self.facts.setdefault(shard, []).append(fact)
+        self.number += 1
+        return values.cpu() - before[mask].cpu()
+
+
+def _one(
+    lm: LM,
+    layer: int,
+    fact: Fact,
+    memory: _Memory,
+    shard: int,
+    negatives: Inputs,
+    config: Config,
+    on_step: OnStep,
+) -> tuple[Trained, Tensor]:
+    """Train one edit; also the inputs of its bare prompt, (n, d_in) on the CPU."""
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + memory.number)
+    texts = contexts(lm, per_length=config.contexts, seed=config.seed)
+    own = [rewrite_row(lm, fact, context=text, sink=False) for text in ("", *texts)]
+    written = memory.facts.get(shard, [])
+    again = [written[n] for n in torch.randperm(len(written), generator=generator)[: REPLAYED * config.replay].tolist()]
+    rows = Rows(lm, layer, own + [rewrite_row(lm, f, sink=False) for f in again])
+    # Earlier edits' neighbours must stay quiet too; a few of them, others each time.
+    hard = near(fact, subjects(), config.near, seed=config.seed)
+    hard += [text for f in again for text in near(f, subjects(), min(1, config.near), seed=memory.number)]
+    others = [x for n, inputs in memory.prompts.items() if n != shard for x in inputs]
+    found = train(
+        memory.change(shard),
+        memory.mask(shard, config),
+        rows,
+        len(own),
+        negatives,
+        inputs_of(lm, layer, hard) if hard else negatives.some(torch.arange(0)),
+        _kept(lm, layer, memory.prompts.get(shard, [])),
+        _kept(lm, layer, others) if config.mode == "retrieve" else None,
+        config,
+        generator,
+        on_step,
+    )
+    return found, rows.prompts.some(torch.tensor([0], device=lm.device)).x.cpu()
+
+
 def _add(tensors: dict[str, Tensor], shard: int, values: Tensor, mask: Tensor, prompt: Tensor) -> None:
     """Put one edit's part into the tensors of its shard."""
     lengths = torch.tensor([len(prompt)])
@@ -181,16 +234,6 @@ def _add(tensors: dict[str, Tensor], shard: int, values: Tensor, mask: Tensor, p
         f"inputs.{shard}": prompt,
         f"lengths.{shard}": lengths,
     }
-
-
-def _facts_by_shard(edits: list[Edit]) -> dict[int, list[Fact]]:
-    from editlab.facts import Fact
-
-    found: dict[int, list[Fact]] = {}
-    for edit in edits:
-        for request, record in zip(edit.requests, edit.info["edits"], strict=True):
-            found.setdefault(int(record["shard"]), []).append(Fact.model_validate(request))
-    return found
 
 
 def _kept(lm: LM, layer: int, inputs: list[Tensor]) -> Inputs | None:
