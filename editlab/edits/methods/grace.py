@@ -33,7 +33,7 @@ class Config(MethodConfig):
     """Settings of `grace`."""
 
     layer: int | None = Field(None, ge=0, description="layer of the codebook; default by model (code: 27 of 32)")
-    radius: float = Field(1.0, gt=0, description="of a new key, in units of the inputs' length there (code: 1.0)")
+    radius: float = Field(1.0, gt=0, description="of a new key, in the units of the matrix's inputs (code: 1.0)")
     steps: int = Field(50, ge=1, description="steps of Adam at most (code: 50)")
     lr: float = Field(1.0, gt=0, description="Adam's learning rate (code: 1.0)")
     stop_nll: float = Field(0.02, ge=0, description="training ends below this loss")
@@ -47,7 +47,9 @@ def compute(lm: LM, facts: list[Fact], config: Config, on_step: OnStep = silent)
     """
     if not facts:
         raise RequestError("grace was given no fact.", "Give at least one.")
-    layer = memory_layer(lm.adapter, config.layer)
+    # In the last block no later token would see the value, and a target of several tokens could not be written.
+    usual = min(memory_layer(lm.adapter, None), max(0, lm.adapter.n_layers - 3))
+    layer = memory_layer(lm.adapter, usual if config.layer is None else config.layer)
     path = lm.adapter.layers[layer].down
     found = []
     for i, fact in enumerate(facts):
