@@ -104,10 +104,12 @@ def test_a_sink_in_front_changes_the_row_and_nothing_else(lm: LM) -> None:
 
 
 def test_a_row_that_begins_another_is_not_run_again() -> None:
-    rows = [(1, 2), (1, 2, 3), (1, 2, 3, 4), (1, 5), (2,), (1, 2, 3)]
-    carrier = _carriers(rows)
-    assert carrier[1, 2] == carrier[1, 2, 3] == (1, 2, 3, 4)
-    assert carrier[1, 5] == (1, 5) and carrier[(2,)] == (2,)
+    short, longer, longest = (2, (1, 2, 3)), (2, (1, 2, 3, 4)), (2, (1, 2, 3, 4, 5))
+    # The same tokens behind a shorter prompt: a side memory may answer that prompt from elsewhere.
+    other_prompt, other_target = (1, (1, 2, 3)), (2, (1, 2, 7))
+    carrier = _carriers([short, longer, longest, other_prompt, other_target, longer])
+    assert carrier[short] == carrier[longer] == carrier[longest] == longest
+    assert carrier[other_target] == other_target and carrier[other_prompt] == other_prompt
 
 
 def test_one_token_targets_of_one_prompt_share_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
