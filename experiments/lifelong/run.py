@@ -1,6 +1,6 @@
 """One edit after the other, all kept: where does each method break?
 
-    python experiments/lifelong/run.py FACTS.json... --edits 200          # every setting below, the default model
+    python experiments/lifelong/run.py FACTS.json... --edits 200 --far ZSRE.json   # every setting, the default model
     python experiments/lifelong/run.py --model factworld-llama --edits 300   # facts of the relations that it knows
     python experiments/lifelong/run.py FACTS.json... --only alphaedit
     python experiments/lifelong/run.py --report                           # table and figure from results.csv
@@ -9,7 +9,9 @@ The facts are those of the files, in their order, whose true answer the unedited
 new one, one a subject; without a file, counterfactuals of what the model knows of the relations, shuffled. Each
 setting is a run that can be killed and gone on with (runs/lifelong/NAME). When all edits are made they are put back
 one by one on the unedited model, and after 1, 10, 30, 100, ... of them at most `--sample` of the facts written so
-far, evenly spread over the sequence, are scored, with drift, perplexity and norms of the model.
+far, evenly spread over the sequence, are scored, with drift, perplexity and norms of the model. Locality is asked
+three times: of the published prompts (zsRE's, `--far`; without it, of other facts that the model knows), of the same
+without the prefix that all of them have and no edit has ("nq question: "), and of the facts' own neighbours.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from editlab import LM, Fact
 from editlab.data.formats import load_facts
 from editlab.data.relations import relations
 from editlab.evaluation.known import known, preferred
+from editlab.facts import Question
 from editlab.runs import Plan, run_batch
 
 # Two contexts instead of five: half the time of an optimised value, and two hundred of them add up.
@@ -51,8 +54,9 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], int]] = {
 }
 METRICS = (
     "efficacy", "paraphrase", "neighbourhood", "score", "efficacy_argmax", "efficacy_said", "paraphrase_argmax",
-    "paraphrase_said", "neighbourhood_same", "control_kl", "perplexity", "norm_ratio",
+    "paraphrase_said", "neighbourhood_same", "rewrite_acc", "rephrase_acc", "control_kl", "perplexity", "norm_ratio",
 )  # fmt: skip
+PREFIX = "nq question: "
 MARKS = (1, 10, 30, 100, 200, 300, 1000)
 HERE = Path(__file__).parent
 
@@ -61,6 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("facts", type=Path, nargs="*")
     parser.add_argument("--model")
+    parser.add_argument("--far", type=Path, help="zsRE records, for their locality questions")
     parser.add_argument("--edits", type=int, default=200)
     parser.add_argument("--sample", type=int, default=50)
     parser.add_argument("--only", nargs="+", default=list(SETTINGS), metavar="NAME")
@@ -78,7 +83,9 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     base = LM.from_pretrained(options.model)
     given = [fact for path in options.facts for fact in load_facts(path)]
-    facts = (preferred(base, given) if given else from_relations(base))[: options.edits]
+    chosen = preferred(base, given) if given else from_relations(base)
+    facts, rest = chosen[: options.edits], chosen[options.edits :]
+    far = elsewhere(load_facts(options.far) if options.far else [], rest)
     print(f"{len(facts)} facts that {base.name} answers otherwise", flush=True)
     for name in options.only:
         method, settings, size = SETTINGS[name]
@@ -96,7 +103,7 @@ def main() -> None:
             "seconds": float(np.sum([r.seconds for r in made.reports])) / max(1, len(made.reports)),
             "bytes": sum(p.stat().st_size for p in folder.rglob("*.safetensors")) / max(1, len(made.reports)),
         }
-        rows = [key | costs | row for row in scores(lm, facts, options.sample)]
+        rows = [key | costs | row for row in scores(lm, far, options.sample)]
         # Another process may have added its own rows meanwhile.
         done = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame()
         pd.concat([done, pd.DataFrame(rows)]).to_csv(options.out, index=False)
@@ -111,7 +118,16 @@ def from_relations(lm: LM) -> list[Fact]:
     return facts
 
 
-def scores(lm: LM, facts: list[Fact], sample: int) -> Iterator[dict[str, Any]]:
+def elsewhere(published: list[Fact], rest: list[Fact]) -> dict[str, list[Question]]:
+    """Questions that no edit is about, by the name of their locality."""
+    if not published:
+        return {"published": [Question(prompt=f.text, answers=(f.target_true,)) for f in rest if f.target_true]}
+    asked = [question for fact in published for question in fact.locality]
+    bare = [q.model_copy(update={"prompt": q.prompt.removeprefix(PREFIX)}) for q in asked]
+    return {"published": asked, "stripped": bare}
+
+
+def scores(lm: LM, far: dict[str, list[Question]], sample: int) -> Iterator[dict[str, Any]]:
     """Rows by edits so far and metric."""
     entries = list(lm.ledger.active)
     twin = lm.fork()
@@ -127,10 +143,17 @@ def scores(lm: LM, facts: list[Fact], sample: int) -> Iterator[dict[str, Any]]:
         if not any(before < mark <= now for mark in marks):
             continue
         places = np.unique(np.linspace(0, now - 1, min(sample, now)).round().astype(int))
-        for line in twin.evaluate([written[i] for i in places], metrics=METRICS).lines:
+        found = {line.metric: line for line in twin.evaluate([written[i] for i in places], metrics=METRICS).lines}
+        for name, questions in far.items():
+            asked = [
+                Fact(prompt="{} is", subject=f"Question {i}", target_new="so", locality=(question,))
+                for i, question in enumerate(questions[: 2 * sample])
+            ]
+            (found[f"locality, {name}"],) = twin.evaluate(asked, metrics=["locality_acc"]).lines
+        for metric, line in found.items():
             e = line.edited
             yield {
-                "edits": now, "metric": line.metric, "base": line.base.mean, "edited": e.mean, "low": e.low,
+                "edits": now, "metric": metric, "base": line.base.mean, "edited": e.mean, "low": e.low,
                 "high": e.high, "items": e.n,
             }  # fmt: skip
 
