@@ -1,9 +1,10 @@
 """The sweep behind the preset of `wise`: settings by reliability, generalization and locality after a few edits.
 
-    python experiments/lifelong/sweep.py FACTS.json --edits 16 --set layer=23 lr=0.01    # one point, added to sweep.csv
+    python experiments/lifelong/sweep.py FACTS.json --far ZSRE.json --edits 16 --set layer=23 lr=0.01   # one point
 
-Edits are made one after the other and all scored at the end. Besides the shares of answers there are the shares of
-prompts that are routed to the side memory: of edits, paraphrases, neighbours, and of other facts of the file.
+Edits are made one after the other and all scored at the end; the point becomes a line of sweep.csv. Besides the shares
+of answers there are the shares of prompts that are routed to the side memory: of edits, paraphrases, neighbours, other
+facts of the file, and questions about anything else, with and without the prefix that they were published with.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from run import elsewhere
 
 from editlab import LM
 from editlab.config import parse_overrides
@@ -27,6 +29,7 @@ HERE = Path(__file__).parent
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("facts", type=Path)
+    parser.add_argument("--far", type=Path, required=True, help="zsRE records, for their locality questions")
     parser.add_argument("--model")
     parser.add_argument("--edits", type=int, default=16)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
@@ -47,6 +50,7 @@ def main() -> None:
         "paraphrases": [text for f in chosen for text in f.paraphrases],
         "neighbours": [text for f in chosen for text in f.neighbours],
         "other facts": [f.text for f in others],
+        **{name: [q.prompt for q in asked] for name, asked in elsewhere(load_facts(options.far), []).items()},
     }
     routed = {
         f"routed: {name}": (lm.route(of).to_pandas()["answers"] != "model").mean() for name, of in prompts.items()
@@ -54,6 +58,7 @@ def main() -> None:
     found = lm.evaluate(chosen, metrics=METRICS)
     scores = {line.metric: line.edited.mean for line in found.lines}
     row = {"model": lm.name, "edits": len(chosen), "settings": " ".join(options.set)} | scores | routed
+    row["steps"] = sum(sum(e.edit.info["steps"]) for e in lm.ledger.active) / len(chosen)
     row["seconds"] = seconds
     done = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame()
     pd.concat([done, pd.DataFrame([row])]).to_csv(options.out, index=False)
