@@ -23,6 +23,7 @@ from editlab.data.formats import load_facts
 from editlab.evaluation.known import preferred
 
 METRICS = ("rewrite_acc", "rephrase_acc", "efficacy_said", "paraphrase", "paraphrase_said", "neighbourhood_same")
+ASKED = 50  # other facts, and questions about anything else
 HERE = Path(__file__).parent
 
 
@@ -39,8 +40,8 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     lm = LM.from_pretrained(options.model)
-    facts = preferred(lm, load_facts(options.facts))
-    chosen, others = facts[: options.edits], facts[-40:]
+    facts = preferred(lm, load_facts(options.facts)[: 2 * options.edits + ASKED])
+    chosen, others = facts[: options.edits], facts[-ASKED:]
     began = time.perf_counter()
     for fact in chosen:
         lm.edit(fact, "wise", **parse_overrides(options.set))
@@ -50,7 +51,7 @@ def main() -> None:
         "paraphrases": [text for f in chosen for text in f.paraphrases],
         "neighbours": [text for f in chosen for text in f.neighbours],
         "other facts": [f.text for f in others],
-        **{name: [q.prompt for q in asked] for name, asked in elsewhere(load_facts(options.far), []).items()},
+        **{name: [q.prompt for q in asked[:ASKED]] for name, asked in elsewhere(load_facts(options.far), []).items()},
     }
     routed = {
         f"routed: {name}": (lm.route(of).to_pandas()["answers"] != "model").mean() for name, of in prompts.items()
