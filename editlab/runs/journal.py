@@ -1,6 +1,6 @@
 """The journal of a run: one line of JSON per thing that happened, each on the disk before the next thing begins.
 
-A run that is killed leaves at most one torn line at the end, which is cut off when the journal is opened again. What
+A run that is killed leaves at most one torn line at the end, which the next line takes the place of. What
 a line speaks of (a pack) is whole on the disk before the line is written.
 """
 
@@ -31,6 +31,7 @@ class Journal:
         """
         self.path = folder / NAME
         self.events: list[dict[str, Any]] = []
+        self._torn_at: int | None = None  # where a line begins that a kill cut off
         self._read()
 
     def _read(self) -> None:
@@ -47,16 +48,17 @@ class Journal:
                     f"Line {number} of {self.path} is damaged.", "Start a new run; this one cannot be gone on with."
                 ) from None
             self.events.append(event)
-        if torn:
-            with self.path.open("rb+") as f:
-                f.truncate(len(whole))
-                os.fsync(f.fileno())
+        self._torn_at = len(whole) if torn else None
 
     def add(self, event: str, **data: Any) -> None:
         """Write an event down."""
         row = {"event": event, **data}
         line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
         with self.path.open("ab") as f:
+            # Here and not on reading: another process may be about to write the rest of that line.
+            if self._torn_at is not None:
+                f.truncate(self._torn_at)
+                self._torn_at = None
             f.write(line.encode())
             f.flush()
             os.fsync(f.fileno())
