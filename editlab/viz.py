@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -9,6 +11,7 @@ if TYPE_CHECKING:
 
     from editlab.probes.routing import Routing
     from editlab.probes.trace import Trace, TraceAverage
+    from editlab.report import EditReport
 
 # Okabe and Ito's colours that stand out on light and on dark; every series also has a dash and a marker of its own.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -101,3 +104,100 @@ def trace_lines(average: TraceAverage) -> go.Figure:
         yaxis={"title": "indirect effect on P(answer)", "tickformat": ".0%"},
     )
     return figure
+
+
+def edit_probabilities(report: EditReport) -> go.Figure:
+    """Prompts down, probability across: of the new and of the true answer, before (open) and after (filled)."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    labels = [f"{i + 1} {r.kind}: {_short(r.prompt)}" for i, r in enumerate(report.rows)]
+    of_role = {"new": [r.p_new for r in report.rows], "true": [r.p_true for r in report.rows]}
+    for (role, pairs), colour, marker in zip(of_role.items(), (COLOURS[1], COLOURS[0]), MARKERS[:2], strict=True):
+        shown = [(label, pair) for label, pair in zip(labels, pairs, strict=True) if pair is not None]
+        if not shown:
+            continue
+        figure.add_scatter(
+            x=[x for _, (before, after) in shown for x in (before, after, None)],
+            y=[y for label, _ in shown for y in (label, label, None)],
+            mode="lines",
+            line={"color": colour, "width": 1},
+            hoverinfo="skip",
+            showlegend=False,
+        )
+        for i, when in enumerate(("before", "after")):
+            figure.add_scatter(
+                x=[pair[i] for _, pair in shown],
+                y=[label for label, _ in shown],
+                name=f"P({role}) {when}",
+                mode="markers",
+                marker={"color": colour, "symbol": f"{marker}{'' if i else '-open'}", "size": 10},
+                hovertemplate=f"%{{y}}<br>P({role}) {when} %{{x:.2%}}<extra></extra>",
+            )
+    figure.update_layout(
+        xaxis={"title": "probability", "range": [-0.02, 1.02], "tickformat": ".0%"},
+        yaxis={"categoryorder": "array", "categoryarray": labels[::-1], "automargin": True},
+        legend={"orientation": "h", "y": -0.25},
+        height=160 + 32 * len(labels),
+    )
+    return figure
+
+
+def batch_points(reports: Sequence[EditReport]) -> go.Figure:
+    """A point per fact: how probable its new answer is, against the share of its neighbours that changed."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for i, (name, fires) in enumerate((("fires", True), ("does not fire", False))):
+        rows = [r for r in reports if r.fires is fires]
+        kept = [[row.changed for row in r.rows if row.kind in ("neighbour", "locality")] for r in rows]
+        figure.add_scatter(
+            x=[sum(k) / len(k) if k else 0.0 for k in kept],
+            y=[(r.rows[0].p_new or (0.0, 0.0))[1] for r in rows],
+            name=name,
+            mode="markers",
+            marker={"color": COLOURS[i], "symbol": MARKERS[i], "size": 10, "opacity": 0.8},
+            text=[r.fact.text for r in rows],
+            hovertemplate="%{text}<br>P(new) %{y:.1%}, %{x:.0%} of neighbours changed<extra></extra>",
+        )
+    figure.update_layout(
+        xaxis={"title": "neighbours that answer differently", "range": [-0.04, 1.04], "tickformat": ".0%"},
+        yaxis={"title": "P(new) after", "range": [-0.04, 1.04], "tickformat": ".0%"},
+    )
+    return figure
+
+
+def save_figures(folder: Path, figures: Mapping[str, go.Figure]) -> None:
+    """Write figures into a run folder, as plotly's JSON."""
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        (folder / "figures" / f"{name}.json").write_text(figure.to_json(), encoding="utf-8")
+
+
+def load_figures(folder: Path) -> dict[str, go.Figure]:
+    """The figures of a run folder by name; those that cannot be read are left out."""
+    import plotly.io
+
+    found = {}
+    for path in sorted((folder / "figures").glob("*.json")):
+        try:
+            found[path.stem] = plotly.io.from_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def page_html(title: str, text: str, figures: Sequence[go.Figure] = ()) -> str:
+    """A page that needs no network: `text` (HTML) and figures, with one copy of plotly for all of them."""
+    import html
+
+    drawn = [f.to_html(full_html=False, include_plotlyjs="inline" if i == 0 else False) for i, f in enumerate(figures)]
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        "<style>body{font-family:sans-serif;margin:2em}td,th{padding:.2em .6em;text-align:left}</style>"
+        f"<h1>{html.escape(title)}</h1>{text}{''.join(drawn)}</html>"
+    )
+
+
+def _short(text: str, most: int = 44) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -60,6 +60,7 @@ def register(app: typer.Typer) -> None:
         from editlab.config import parse_overrides
         from editlab.evaluation.suite import read_suite
         from editlab.runs import check_free, run_folder, write_manifest
+        from editlab.runs.records import recorded_mode
         from editlab.state.packs import read_pack
 
         with Output(as_json=as_json, quiet=quiet) as out:
@@ -109,17 +110,6 @@ def show(out: Output, found: Evaluation) -> None:
         from editlab.evaluation.sequence import retention
 
         out.show(retention(found.matrix))
-
-
-def recorded_mode(pack: Path) -> str:
-    """How a run's edits are to be scored: "single" if each was undone before the next."""
-    import json
-
-    try:
-        manifest = json.loads((pack / "manifest.json").read_text(encoding="utf-8"))
-        return "single" if manifest["config"]["mode"] == "single" else "together"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "together"  # a pack without a run
 
 
 def failed_thresholds(found: Evaluation) -> list[str]:

@@ -55,7 +55,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Which layers and tokens carry a fact: restore clean states in a corrupted run, one at a time."""
         from editlab.config import build, parse_overrides
-        from editlab.probes.trace import Config, trace_many
+        from editlab.probes.trace import Config, in_words, trace_many
 
         with Output(as_json=as_json, quiet=quiet) as out:
             settings = {**parse_overrides(overrides or []), "kind": kind, "seed": seed}
@@ -97,15 +97,6 @@ def register(app: typer.Typer) -> None:
                 },
                 f"{found.headline}\n{in_words(found.suggest_layers())}\nRun: {folder}",
             )
-
-
-def in_words(layers: tuple[int, ...]) -> str:
-    """The suggestion as a sentence."""
-    named = f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]} to {layers[-1]}"
-    return (
-        f"Worth trying for an edit: {named}, where the last subject token restores at least four fifths of its peak. "
-        "The best layer is often another; 'editlab tune' finds it by editing."
-    )
 
 
 def _map(found: Trace) -> Table:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -100,39 +99,24 @@ def presets() -> Listing:
 
 def runs() -> Listing:
     """The run folders under ./runs, oldest first; `editlab resume` goes on with an interrupted one."""
+    from editlab.runs.records import list_runs
+
     columns = ["name", "kind", "state", "written", "model", "edits", "fired"]
-    rows = [_run(path) for path in sorted(Path("runs").glob("*")) if _is_run(path)]
+    rows = [
+        {
+            "name": run.name,
+            "path": str(run.folder),
+            "kind": run.kind,
+            "state": run.state,
+            "written": run.written,
+            "model": run.model,
+            "edits": run.edits,
+            "fired": run.fired,
+        }
+        for run in list_runs(Path("runs"))
+    ]
     shown = [{k: "" if v is None else v for k, v in row.items()} for row in rows]
     return Listing(rows, columns, "There is no run in ./runs yet.", shown=shown)
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / "manifest.json").is_file() or (folder / "journal.jsonl").is_file()
-
-
-def _run(folder: Path) -> dict[str, Any]:
-    """One run from its manifest, or, where a run was interrupted before it had one, from its journal."""
-    row: dict[str, Any] = {"name": folder.name, "path": str(folder)}
-    unknown = dict.fromkeys(("kind", "state", "written", "model", "edits", "fired"))
-    try:
-        if not (folder / "manifest.json").is_file():
-            lines = (folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()
-            events = [json.loads(line) for line in lines if line.endswith("}")]
-            committed = sum(event["event"] == "committed" for event in events)
-            begun = {"kind": "edit", "state": "interrupted", "model": events[0]["model"], "edits": committed}
-            return row | unknown | begun
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        edits = manifest["edits"]
-        return row | {
-            "kind": manifest["kind"],
-            "state": manifest.get("state", "complete"),
-            "written": manifest["written"],
-            "model": manifest["base"]["name"],
-            "edits": len(edits),
-            "fired": sum(edit["fires"] for edit in edits),
-        }
-    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
-        return row | unknown | {"kind": "unreadable"}
 
 
 def formats() -> Listing:

@@ -367,6 +367,15 @@ def suggest(effects: np.ndarray) -> tuple[int, ...]:
     return tuple(range(low, high + 1))
 
 
+def in_words(layers: tuple[int, ...]) -> str:
+    """The suggestion as a sentence."""
+    named = f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]} to {layers[-1]}"
+    return (
+        f"Worth trying for an edit: {named}, where the last subject token restores at least four fifths of its peak. "
+        "The best layer is often another; 'editlab tune' finds it by editing."
+    )
+
+
 def noise_scale(lm: LM) -> float:
     """Standard deviation over all entries of the embeddings of the factbook's country names, as they come out."""
     from editlab.data.relations import relation

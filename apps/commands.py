@@ -1,0 +1,61 @@
+"""The command lines that do what a page does."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from editlab.facts import Fact
+from editlab.runs import Plan
+
+from .forms import as_text
+
+
+def edit(model: str, fact: Fact, method: str, settings: Mapping[str, Any]) -> str:
+    """Edit one fact."""
+    words = ["editlab", "edit", "--model", model, "--method", method]
+    words += ["--prompt", fact.prompt, "--subject", fact.subject, "--target", fact.target_new]
+    words += ["--true", fact.target_true] if fact.target_true else []
+    for option, prompts in (("--paraphrase", fact.paraphrases), ("--neighbour", fact.neighbours)):
+        words += [word for prompt in prompts for word in (option, prompt)]
+    return shlex.join([*words, *_overrides(settings)])
+
+
+def batch(model: str, plan: Plan, facts: str = "facts.jsonl") -> str:
+    """Edit a file of facts."""
+    words = ["editlab", "edit", "--model", model, "--method", plan.method, "--file", facts, "--mode", plan.mode]
+    words += ["--batch-size", str(plan.batch_size)] if plan.mode == "sequential-batched" else []
+    stop = plan.stop.model_dump(exclude_defaults=True)
+    words += [word for name, value in stop.items() for word in ("--stop", f"{name}={value}")]
+    return shlex.join([*words, *_overrides(plan.settings)])
+
+
+def locate(model: str, asked: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """Trace a prompt."""
+    words = ["editlab", "locate", "--model", model]
+    for option in ("prompt", "subject", "answer"):
+        words += [f"--{option}", str(asked[option])] if asked.get(option) else []
+    own = {name: settings[name] for name in ("kind", "seed") if name in settings}
+    words += [word for name, value in own.items() for word in (f"--{name}", str(value))]
+    return shlex.join([*words, *_overrides({k: v for k, v in settings.items() if k not in own})])
+
+
+def generate(model: str, prompt: str, max_new_tokens: int) -> str:
+    """Continue a prompt."""
+    words = ["editlab", "generate", "--model", model, "--prompt", prompt, "--max-new-tokens", str(max_new_tokens)]
+    return shlex.join(words)
+
+
+def of_folder(verb: str, *folders: Path) -> str:
+    """A verb that takes run folders: resume, eval, undo, "runs compare"."""
+    return shlex.join(["editlab", *verb.split(), *map(str, folders)])
+
+
+def _overrides(settings: Mapping[str, Any]) -> list[str]:
+    return [f"{name}={_written(value)}" for name, value in settings.items() if value is not None]
+
+
+def _written(value: Any) -> str:
+    return f"[{as_text(value)}]" if isinstance(value, list | tuple) else as_text(value)

@@ -1,0 +1,66 @@
+"""The sidebar that every page has: the model, its state, the ledger in short, and work under way."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from . import errors, links, panel, work
+from .session import LAB, Lab, is_shared
+
+SHOWN = 5  # entries in the popover
+
+
+def sidebar() -> None:
+    """Draw it."""
+    lab: Lab | None = st.session_state.get(LAB)
+    with st.sidebar:
+        if lab is None:
+            st.caption("No model is loaded.")
+            return
+        active = len(lab.lm.ledger.active)
+        st.markdown(f"**{errors.plain(lab.lm.name)}** `{lab.lm.base_hash[:8]}`")
+        if active:
+            st.badge(f"{active} edit{'s' if active > 1 else ''} active", color="orange")
+        else:
+            st.badge("base", color="gray")
+        _ledger(lab)
+        panel.compute_line(lab)
+        _save(lab)
+        st.toggle(
+            "Keep texts out of the address",
+            key=links.PRIVATE,
+            persist_state="session",
+            help="Links then carry settings only. Edits, files and drafts are never part of a link.",
+        )
+        st.caption("Light or dark: see Settings in the menu at the top right.")
+
+
+def _ledger(lab: Lab) -> None:
+    entries = list(lab.lm.ledger)
+    with st.popover(f"Ledger ({len(entries)})", width="stretch"):
+        if not entries:
+            st.write("No edits: this is the base model, bit for bit.")
+        for entry in entries[-SHOWN:][::-1]:
+            st.markdown(f"`{entry.id}` {errors.plain(entry.edit.summary)} ({entry.edit.method}, {entry.state})")
+        if st.button("Undo last", key="frame.undo", disabled=not lab.lm.ledger.active or lab.job is not None):
+            with errors.shown():
+                lab.lm.undo()
+                st.rerun()
+        st.page_link("pages/edit.py", label="Open the ledger", query_params={"ed_tab": "Ledger"})
+
+
+def _save(lab: Lab) -> None:
+    if st.button(
+        "Save work",
+        key="frame.save",
+        disabled=not lab.is_unsaved,
+        width="stretch",
+        help="Write the ledger to a run folder. Until then the edits live in this tab only.",
+    ):
+        with errors.shown():
+            folder = work.save_ledger(lab.lm, lab.reports.values(), lab.runs_root)
+            lab.saved = lab.state
+            st.toast(f"Saved: {folder.name if is_shared() else folder}")
+            st.rerun()
+    if lab.is_unsaved:
+        st.caption("Edits live in this tab until saved.")

@@ -1,0 +1,152 @@
+"""The model: what it is, what can be done with it, and what it says with and without the edits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+from editlab_apps import card, commands, downloads, errors, links, session, work
+from editlab_apps.answers import Answer, answer, as_chat
+
+TITLE = "Overview"
+SECTION = "Model"
+ORDER = 0
+
+
+def page() -> None:
+    """Draw the page."""
+    st.header("Overview")
+    failed = session.failure()
+    if failed is not None:
+        errors.show(failed)
+    found = st.session_state.get(session.LAB)
+    if found is not None:
+        _card(found)
+        _try_it(found)
+    with st.expander("Load another model" if found else "Load a model", expanded=found is None):
+        _load(found)
+
+
+def _card(lab: session.Lab) -> None:
+    facts = card.facts(lab.lm)
+    shown = [(name, value) for name, value in facts.items() if name in card.HEADLINES]
+    for column, (name, value) in zip(st.columns(len(shown)), shown, strict=True):
+        column.metric(name, value)
+    with st.expander("Model card and capabilities"):
+        left, right = st.columns(2)
+        rows = pd.DataFrame({"property": list(facts), "value": [str(v) for v in facts.values()]})
+        left.dataframe(rows, hide_index=True, height="content", alt="Properties of the model")
+        can = pd.DataFrame(card.capabilities(lab.lm))
+        right.dataframe(can, hide_index=True, height="content", alt="What can be done with this model")
+        with left:
+            downloads.json_file("Model card (JSON)", lambda: {**facts, "base_hash": lab.lm.base_hash}, "model-card")
+
+
+def _try_it(lab: session.Lab) -> None:
+    st.subheader("Try it")
+    has_chat = bool(lab.lm.tokenizer.chat_template)
+    with st.form("ov_form"):
+        prompt = st.text_input("Prompt", lab.example.text, **links.text("ov_prompt"))
+        columns = st.columns([2, 2, 2, 2], vertical_alignment="bottom")
+        tokens = columns[0].number_input("New tokens, at most", 1, 256, 12, **links.bound("ov_tokens"))
+        greedy = columns[1].toggle(
+            "Greedy", value=True, **links.bound("ov_greedy"), help="Always the most probable token; else sampled."
+        )
+        in_chat = columns[2].toggle(
+            "Chat template",
+            disabled=not has_chat,
+            **links.bound("ov_chat"),
+            help="As a turn of a conversation." if has_chat else "This model's tokenizer has no chat template.",
+        )
+        columns[3].form_submit_button("Answer", type="primary", width="stretch")
+    links.check("ov_tokens", "new tokens", tokens, "1 to 256")
+    with errors.shown():
+        text = as_chat(lab.lm, prompt) if in_chat and has_chat else prompt
+        base = answer(lab.plain, text, tokens, greedy=greedy)
+        states = {"Base model": base}
+        if lab.lm.ledger.active:
+            states["With your edits"] = answer(lab.lm, text, tokens, greedy=greedy)
+        columns = st.columns(2)
+        for column, (name, said) in zip(columns, states.items(), strict=False):
+            with column:
+                _answer(name, said, base)
+        if len(states) == 1:
+            with columns[1]:
+                st.markdown("**With your edits**")
+                st.caption("There is no edit yet. What an edited model says will stand here, beside the base.")
+                st.page_link("pages/edit.py", label="Edit a fact")
+        rows = [{"model": n, "prompt": text, "answer": s.text} for n, s in states.items()]
+        with st.container(horizontal=True):
+            downloads.csv("Answers (CSV)", lambda: pd.DataFrame(rows), "answers")
+        with st.expander("The same on the command line"):
+            st.code(commands.generate(lab.lm.name, text, tokens), language="bash", wrap_lines=True)
+
+
+def _answer(name: str, said: Answer, base: Answer) -> None:
+    st.markdown(f"**{name}**")
+    st.code(said.text or "(nothing)", language=None, wrap_lines=True)
+    if said is not base:
+        st.caption("Same answer as the base." if said.text == base.text else "Another answer than the base.")
+    else:
+        st.caption("The ten most probable next tokens:")
+    table = said.tokens.to_pandas()
+    table["token"] = table["token"].map(repr)
+    st.dataframe(
+        table,
+        hide_index=True,
+        height="content",
+        alt=f"{name}: most probable next token {table['token'][0]} at {table['probability'][0]:.0%}",
+        column_config={
+            "token": st.column_config.TextColumn("next token"),
+            "probability": st.column_config.ProgressColumn("probability", format="percent", min_value=0, max_value=1),
+        },
+    )
+
+
+def _load(lab: session.Lab | None) -> None:
+    shared = session.is_shared()
+    with st.form("ov_model"):
+        name = st.selectbox(
+            "Model",
+            card.registered(),
+            index=None if lab is None else 0,
+            accept_new_options=not shared,
+            key="ov_path",
+            help="A registered name."
+            if shared
+            else "A registered name, a folder with config.json and *.safetensors, or a hub id.",
+        )
+        columns = st.columns(3, vertical_alignment="bottom")
+        dtype = columns[0].selectbox("Precision", ["float32", "bfloat16", "auto"], key="ov_dtype")
+        device = columns[1].selectbox("Device", ["cpu", "cuda", "auto"], key="ov_device")
+        wanted = columns[2].form_submit_button("Load", width="stretch")
+    if wanted and name:
+        source = session.Source(name, dtype or "float32", device or "cpu")
+        if lab is not None and lab.is_unsaved:
+            _ask(lab, source)
+        else:
+            _switch(source)
+
+
+@st.dialog("There are unsaved edits")
+def _ask(lab: session.Lab, source: session.Source) -> None:
+    """Another model means another ledger."""
+    st.write("The ledger belongs to the model that is loaded now. Loading another one begins a new ledger.")
+    columns: list[Any] = st.columns(3)
+    if columns[0].button("Save and load", type="primary"):
+        with errors.shown():
+            work.save_ledger(lab.lm, lab.reports.values(), lab.runs_root)
+            _switch(source)
+    if columns[1].button("Discard and load"):
+        _switch(source)
+    if columns[2].button("Stay"):
+        st.rerun()
+
+
+def _switch(source: session.Source) -> None:
+    session.load(source)
+    st.rerun()
+
+
+page()

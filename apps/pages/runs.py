@@ -1,0 +1,235 @@
+"""What was run: folders with manifest, results and figures; open, go on, measure, compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+from editlab_apps import commands, downloads, errors, links, panel, session, work
+from editlab_apps.tabs import batch
+
+from editlab import viz
+from editlab.evaluation.compare import compare
+from editlab.evaluation.results import Evaluation
+from editlab.runs.records import RunRecord, list_runs
+
+TITLE = "Runs"
+SECTION = "Records"
+ORDER = 0
+
+SLOT = "runs.evaluate"
+PER_PAGE = 50
+MARKS = {"complete": "complete", "stopped": "stopped by a rule", "interrupted": "● interrupted", "unreadable": "unreadable"}
+
+
+def page() -> None:
+    """Draw the page."""
+    st.header("Runs")
+    lab = session.lab()
+    runs = sorted(list_runs(lab.runs_root), key=lambda run: run.name, reverse=True)
+    runs.sort(key=lambda run: run.state != "interrupted")
+    if not runs:
+        st.info(
+            "A trace, a batch of edits, or Save work makes one.",
+            title=f"There is no run in {'your folder' if session.is_shared() else lab.runs_root.absolute()} yet.",
+        )
+        return
+    _list(runs)
+    running = panel.progress(lab, SLOT) or panel.progress(lab, batch.SLOT)
+    if not running and lab.outcomes.get(SLOT) is not None:
+        session.show_outcome_error(lab.outcomes[SLOT])
+    tabs = st.tabs(["Open", "Compare two"], on_change="rerun", **links.bound("rn_tab"))
+    if tabs[0].open:
+        with tabs[0]:
+            _open(lab, runs)
+    if tabs[1].open:
+        with tabs[1]:
+            _compare(runs)
+
+
+def _list(runs: list[RunRecord]) -> None:
+    kinds = sorted({run.kind for run in runs})
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        kind = st.selectbox("Kind", ["all", *kinds], key="rn_kind", persist_state="session", width=200)
+        text = st.text_input("Name or headline contains", key="rn_text", persist_state="session", width=320)
+    shown = [
+        run
+        for run in runs
+        if kind in ("all", run.kind) and (text or "").casefold() in f"{run.name} {run.headline}".casefold()
+    ]
+    pages = max(1, -(-len(shown) // PER_PAGE))
+    number = st.pagination(pages, key="rn_page") if pages > 1 else 1
+    st.dataframe(
+        pd.DataFrame(
+            [
+                {
+                    "run": run.name,
+                    "state": MARKS[run.state],
+                    "kind": run.kind,
+                    "headline": run.headline,
+                    "model": run.model,
+                    "written": (run.written or "").replace("T", " ").removesuffix("+00:00"),
+                }
+                for run in shown[(number - 1) * PER_PAGE : number * PER_PAGE]
+            ]
+        ),
+        hide_index=True,
+        height=min(360, 38 + 35 * max(1, len(shown))),
+        alt=f"{len(shown)} of {len(runs)} run folders",
+        column_config={"headline": st.column_config.TextColumn(width="large")},
+    )
+
+
+def _open(lab: session.Lab, runs: list[RunRecord]) -> None:
+    by_name = {run.name: run for run in runs}
+    name = st.selectbox("Run", list(by_name), **links.bound("rn_run"))
+    links.check("rn_run", "run", name, "there is no such folder")
+    run = by_name[str(name)]
+    if run.headline:
+        st.markdown(errors.plain(run.headline))
+    other = run.manifest.get("base", {}).get("hash", lab.lm.base_hash) != lab.lm.base_hash
+    if other:
+        st.warning(
+            f"It was made with {errors.plain(str(run.model))}, and {errors.plain(lab.lm.name)} is loaded: it can be "
+            "looked at, but not gone on with or put in force.",
+            title="This run belongs to another model.",
+        )
+    _buttons(lab, run, other)
+    for title, figure in viz.load_figures(run.folder).items():
+        alt = run.headline or f"{title} of {run.name}"
+        st.plotly_chart(figure, key=f"rn.{run.name}.{title}", alt=alt, config=downloads.image_options(run.name))
+    if (run.folder / "evaluation.json").is_file():
+        with errors.shown():
+            found = Evaluation.load(run.folder)
+            st.dataframe(summary(found), hide_index=True, height="content", alt="Summary of the evaluation")
+            st.caption(errors.plain(found.caption))
+    results = _results(run.folder)
+    if results is not None:
+        with st.expander(f"Results ({len(results)} rows)", expanded=not viz.load_figures(run.folder)):
+            st.dataframe(results, hide_index=True, alt=f"Results of {run.name}")
+    if run.manifest:
+        with st.expander("Manifest"):
+            st.json(run.manifest, expanded=1)
+
+
+def _buttons(lab: session.Lab, run: RunRecord, other: bool) -> None:
+    is_pack = (run.folder / "pack.json").is_file()
+    busy = lab.job is not None
+    with st.container(horizontal=True):
+        if run.state == "interrupted" and st.button("Resume", type="primary", disabled=busy):
+            with errors.shown():
+                lab.start(batch.SLOT, "Going on with a batch", work.resume(lab.plain, run.folder))
+                st.rerun()
+        if is_pack:
+            if st.button(
+                "Put its edits in force",
+                disabled=busy or other or bool(len(lab.lm.ledger)),
+                help="Needs an empty ledger: Overview, Load another model, begins a new one.",
+            ):
+                with errors.shown():
+                    lab.lm.load_edits(run.folder)
+                    lab.saved = lab.state
+                    st.rerun()
+            if st.button("Evaluate", disabled=busy or other, help="Every score, beside the unedited model."):
+                with errors.shown():
+                    lab.start(SLOT, "Evaluating", work.evaluate(lab.plain, run.folder, lab.runs_root))
+                    st.rerun()
+        _open_link(run)
+        downloads.folder("Run folder (zip)", run.folder)
+    st.code(command(run), language="bash", wrap_lines=True)
+
+
+def _open_link(run: RunRecord) -> None:
+    asked = run.manifest.get("asked")
+    if run.kind == "locate" and asked:
+        config: dict[str, Any] = run.manifest.get("config", {})
+        named = {"loc_noise": "noise", "loc_n": "samples", "loc_seed": "seed", "loc_win": "window"}
+        link = {f"loc_{name}": str(value) for name, value in asked.items() if value}
+        link |= {key: str(config[name]) for key, name in named.items() if config.get(name) is not None}
+        st.page_link("pages/locate.py", label="Open with these settings", query_params=link)
+
+
+def command(run: RunRecord) -> str:
+    """What does the same, or goes on from here, on the command line."""
+    asked = run.manifest.get("asked")
+    if run.kind == "locate" and asked:
+        return commands.locate(str(run.model), asked, run.manifest.get("config", {}))
+    verbs = {"interrupted": "resume"} if run.state == "interrupted" else {}
+    by_kind = {"eval": "runs show", "edit": "eval", "ledger": "eval"}
+    return commands.of_folder(verbs.get(run.state) or by_kind.get(run.kind, "ledger"), run.folder)
+
+
+def _results(folder: Path) -> pd.DataFrame | None:
+    try:
+        return pd.read_parquet(folder / "results.parquet")
+    except (OSError, ValueError):
+        return None
+
+
+def summary(found: Evaluation) -> pd.DataFrame:
+    """An evaluation's lines, as people read them."""
+    return pd.DataFrame(
+        [
+            {
+                "metric": line.metric,
+                "unedited": line.base.mean,
+                "edited": line.edited.mean,
+                "95 % from": line.edited.low,
+                "to": line.edited.high,
+                "n": line.edited.n,
+                "chance": line.chance,
+            }
+            for line in found.lines
+        ]
+    )
+
+
+def _compare(runs: list[RunRecord]) -> None:
+    names = [run.name for run in runs]
+    by_name = {run.name: run for run in runs}
+    evaluated = [run.name for run in runs if (run.folder / "evaluation.json").is_file()]
+    first, second = (evaluated or names)[0], (evaluated[1:] or names[1:] or names)[0]
+    columns = st.columns(2)
+    a = columns[0].selectbox("First", names, index=names.index(first), key="rn_a")
+    b = columns[1].selectbox("Second", names, index=names.index(second), key="rn_b")
+    if a == b:
+        st.info("Choose two different runs.")
+        return
+    left, right = by_name[a], by_name[b]
+    differs = differences(left.manifest, right.manifest)
+    st.markdown("**What differs in how they were made**")
+    st.dataframe(differs, hide_index=True, height="content", alt="Settings that differ")
+    if not {a, b} <= set(evaluated):
+        missing = [name for name in (a, b) if name not in evaluated]
+        st.info(
+            f"{errors.plain(' and '.join(missing))}: open it and press Evaluate.",
+            title="Scores can be compared only between evaluations.",
+        )
+        return
+    with errors.shown():
+        found = compare(Evaluation.load(left.folder), Evaluation.load(right.folder))
+        for remark in found.remarks:
+            st.warning(errors.plain(remark))
+        st.markdown("**Scores**: second minus first over shared items; p from a paired permutation test")
+        st.dataframe(found.to_pandas(), hide_index=True, height="content", alt="Scores of both, and their difference")
+        st.code(commands.of_folder("runs compare", left.folder, right.folder), language="bash", wrap_lines=True)
+
+
+def differences(a: dict[str, Any], b: dict[str, Any]) -> pd.DataFrame:
+    """The settings, models and versions that are not the same in two manifests."""
+    flat = [_flat({k: m.get(k) for k in ("kind", "config", "base", "dtype", "device", "versions")}) for m in (a, b)]
+    rows = [(k, *(str(f.get(k, "")) for f in flat)) for k in flat[0] | flat[1] if flat[0].get(k) != flat[1].get(k)]
+    return pd.DataFrame(rows, columns=["setting", "first", "second"])
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, inner in value.items():
+        name = f"{prefix}{key}"
+        out |= _flat(inner, f"{name}.") if isinstance(inner, dict) else {name: inner}
+    return out
+
+
+page()

@@ -1,0 +1,45 @@
+"""Work under way, on the screen: a line with progress and a way to cancel it, kept up to date by a fragment."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from .errors import plain
+from .session import Lab
+
+EVERY = "0.7s"
+
+
+def compute_line(lab: Lab) -> None:
+    """The sidebar's line; it draws itself anew while a job is under way, and the page when the job has ended."""
+    if lab.job is None:
+        st.caption("Compute: idle")
+        return
+    st.fragment(_line, run_every=EVERY)(lab, "side")
+
+
+def progress(lab: Lab, slot: str) -> bool:
+    """The same in the page, where the result will be; whether the job is this page's and under way."""
+    if lab.job is None or lab.working_on != slot:
+        return False
+    st.fragment(_line, run_every=EVERY)(lab, slot)
+    return True
+
+
+def _line(lab: Lab, place: str) -> None:
+    job = lab.job
+    if job is None or not job.is_live:
+        st.rerun()
+        return
+    ahead = lab.jobs.ahead_of(job)
+    text = job.text if not ahead else f"{job.label}: {ahead} ahead in the queue"
+    if place == "side":
+        st.caption(f"Compute: {plain(text)}")
+        st.progress(job.share or 0.0)
+    else:
+        with st.status(plain(f"{job.label}, {job.elapsed:.0f} s so far"), expanded=True):
+            st.progress(job.share or 0.0, text=plain(text))
+    if st.button("Cancel", key=f"cancel.{place}"):
+        job.cancel()
+        job.wait(2)
+        st.rerun()

@@ -1,0 +1,28 @@
+"""What streamlit is started with: the pages, the model and the frame around them."""
+
+from __future__ import annotations
+
+import streamlit as st
+from editlab_apps import frame, links, session
+from editlab_apps.catalogue import page_files
+
+
+def main() -> None:
+    """One run of the script."""
+    st.set_page_config(page_title="editlab", layout="wide")
+    sections: dict[str, list[st.Page]] = {}
+    for i, page in enumerate(page_files()):
+        shown = st.Page(page.path, title=page.title, url_path=page.url, default=i == 0)
+        sections.setdefault(page.section, []).append(shown)
+    chosen = st.navigation(sections)
+    links.remember(chosen.title)
+    session.begin()
+    frame.sidebar()
+    links.check_model()
+    notices = st.container()
+    chosen.run()
+    with notices:
+        links.notices()
+
+
+main()

@@ -1,0 +1,1 @@
+"""The tabs of the Edit page, one file each; `draw(lab)` draws one."""

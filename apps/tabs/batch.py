@@ -1,0 +1,196 @@
+"""Many facts: from a table or a file, by a plan, into a run folder that survives a kill."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pandas as pd
+import streamlit as st
+
+from editlab import viz
+from editlab.config import build
+from editlab.data.formats import facts_of, load_records
+from editlab.facts import Fact
+from editlab.runs import BatchResult, Plan, StopRules
+from editlab.runs.records import RunRecord, list_runs
+
+from .. import cells, commands, downloads, errors, forms, links, panel, session, work
+from . import method as methods
+
+SLOT = "edit.batch"
+MODES = {
+    "single": "single: each alone, undone before the next",
+    "sequential": "sequential: one after the other, all kept",
+    "batch": "batch: all in one edit",
+    "sequential-batched": "sequential-batched: some at a time, all kept",
+}
+
+
+def draw(lab: session.Lab) -> None:
+    """Draw the tab."""
+    facts, flawed = _facts(lab)
+    if flawed:
+        st.dataframe(
+            pd.DataFrame([asdict(f) for f in flawed]), hide_index=True, height="content", alt="Rows that are no facts"
+        )
+    left, right = st.columns([1, 3], vertical_alignment="bottom")
+    with left:
+        method = methods.pick("bt_method", "memit")
+    right.caption(errors.plain(methods.summary(method)))
+    with errors.shown():
+        _form(lab, method, facts, flawed)
+    interrupted = [run for run in list_runs(lab.runs_root) if run.state == "interrupted"]
+    if interrupted and lab.job is None:
+        resume(lab, interrupted)
+    outcome = lab.outcomes.get(SLOT)
+    if panel.progress(lab, SLOT) or session.show_outcome_error(outcome) or outcome is None:
+        return
+    result(lab, outcome.result)
+
+
+def _facts(lab: session.Lab) -> tuple[list[Fact], list[cells.Flawed]]:
+    upload = st.file_uploader(
+        "Facts file: JSON, JSONL, CSV or Parquet, in any layout that editlab reads. Without one, the table below.",
+        type=["json", "jsonl", "csv", "parquet", "tsv"],
+        key="bt_file",
+    )
+    if upload is not None:
+        with errors.shown():
+            facts, flawed = read_file(upload.name, upload.getvalue())
+            st.caption(f"{len(facts)} facts read from {errors.plain(upload.name)}.")
+            return facts, flawed
+        return [], []
+    start = cells.table_of([lab.example])
+    table = st.data_editor(
+        start,
+        num_rows="dynamic",
+        hide_index=True,
+        key="bt_table",
+        alt="Facts to edit, a row each",
+        column_config={
+            "subject": st.column_config.TextColumn("subject"),
+            "prompt": st.column_config.TextColumn("prompt with {}", width="large"),
+            "target_new": st.column_config.TextColumn("new answer"),
+            "target_true": st.column_config.TextColumn("present answer"),
+            "paraphrases": st.column_config.TextColumn(f"paraphrases ({cells.SEPARATOR} between)", width="medium"),
+            "neighbours": st.column_config.TextColumn(f"neighbours ({cells.SEPARATOR} between)", width="medium"),
+        },
+    )
+    return cells.read_cells(table)
+
+
+def read_file(name: str, data: bytes) -> tuple[list[Fact], list[cells.Flawed]]:
+    """The facts of an uploaded file, and what is wrong with its other rows.
+
+    Raises:
+        EditlabError: it is no file of facts.
+    """
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / Path(name).name
+        path.write_bytes(data)
+        loaded = load_records(path, skip_malformed=True)
+        flawed = [
+            cells.Flawed(int("".join(filter(str.isdigit, p.row)) or 0), f"{p.field}: {p.what}".strip(": "), p.fix)
+            for p in loaded.report.problems
+        ]
+        return facts_of(loaded), flawed
+
+
+def _form(lab: session.Lab, method: str, facts: list[Fact], flawed: list[cells.Flawed]) -> None:
+    with st.form("bt_form"):
+        columns = st.columns([3, 1])
+        mode = columns[0].selectbox("Mode", list(MODES), index=1, format_func=MODES.__getitem__, key="bt_mode")
+        size = columns[1].number_input(
+            "Facts at once", 1, None, 16, **links.bound("bt_size"), help="In mode sequential-batched."
+        )
+        layers, changed = methods.settings_form(lab.lm, method, "bt", "bt_layers")
+        with st.expander("Stop when"):
+            st.caption("Only where edits are kept. Measured after every so many edits; empty means no limit.")
+            stop = forms.fields(StopRules, list(StopRules.model_fields), {}, "bt.stop.", columns=4)
+        wanted = st.form_submit_button(
+            f"Edit {len(facts)} fact{'s' if len(facts) != 1 else ''}",
+            type="primary",
+            disabled=lab.job is not None or not facts,
+        )
+    if flawed:
+        st.caption(f"{len(flawed)} rows are left out; see above.")
+    with errors.shown():
+        chosen = methods.checked(lab.lm, method, layers, changed)
+        given = {"method": method, "mode": mode, "batch_size": size, "settings": chosen.settings, "stop": stop}
+        plan = build(Plan, given, "the run")
+        if wanted:
+            lab.start(SLOT, "Editing a batch", work.batch(lab.plain, facts, plan, lab.runs_root))
+            st.rerun()
+        with st.expander("The same on the command line"):
+            st.code(commands.batch(lab.lm.name, plan), language="bash", wrap_lines=True)
+            downloads.json_lines("facts.jsonl", lambda: _rows(facts), "facts")
+    st.caption("A batch starts from the unedited model; your ledger stays as it is.")
+
+
+def _rows(facts: list[Fact]) -> list[str]:
+    return [json.dumps(f.model_dump(mode="json", exclude_defaults=True), ensure_ascii=False) for f in facts]
+
+
+def resume(lab: session.Lab, interrupted: list[RunRecord]) -> None:
+    """A line for runs that can be gone on with."""
+    with st.container(border=True, horizontal=True, vertical_alignment="bottom"):
+        by_name = {run.name: run for run in interrupted[::-1]}
+        name = st.selectbox("Interrupted run", list(by_name), key="bt_resume", width=360)
+        if st.button("Resume", help="What is done is put back, not done again."):
+            with errors.shown():
+                lab.start(SLOT, "Going on with a batch", work.resume(lab.plain, by_name[name].folder))
+                st.rerun()
+
+
+def result(lab: session.Lab, ran: work.Ran) -> None:
+    """What a batch gave."""
+    found: BatchResult = ran.result
+    st.subheader("Result")
+    columns = st.columns(4)
+    n = len(found.reports)
+    columns[0].metric("Facts that fire", f"{found.fired} of {n}")
+    columns[1].metric("Failed rows", len(found.failed))
+    kept = [row.changed for r in found.reports for row in r.rows if row.kind in ("neighbour", "locality")]
+    columns[2].metric("Neighbours changed", f"{sum(kept)} of {len(kept)}")
+    columns[3].metric("Seconds a fact", f"{sum(r.seconds for r in found.reports) / n:.1f}" if n else "-")
+    if found.stopped:
+        st.warning(errors.plain(found.stopped), title="The run ended early, by a stop rule.")
+    left, right = st.columns(2)
+    with left:
+        st.dataframe(per_fact(found), hide_index=True, alt=f"{found.fired} of {n} facts fire")
+    with right:
+        st.plotly_chart(
+            viz.batch_points(found.reports),
+            key="bt_chart",
+            alt="Probability of the new answer against the share of neighbours that changed",
+            config=downloads.image_options(ran.folder.name),
+        )
+    with st.container(horizontal=True):
+        if st.button("Put these edits into the ledger", disabled=bool(len(lab.lm.ledger)) or not n):
+            with errors.shown():
+                lab.lm.load_edits(ran.folder)
+                st.rerun()
+        downloads.csv("CSV", lambda: pd.concat([r.to_pandas() for r in found.reports]), ran.folder.name)
+        downloads.folder("Run folder (zip)", ran.folder)
+    st.code(commands.of_folder("eval", ran.folder), language="bash", wrap_lines=True)
+
+
+def per_fact(found: BatchResult) -> pd.DataFrame:
+    """A row per fact, the failed ones with their reason."""
+    rows = [
+        {
+            "fact": r.fact.text,
+            "new answer": r.fact.target_new,
+            "now says": r.rows[0].answer[1].strip().split("\n")[0],
+            "fires": "yes" if r.fires else "no",
+            "P(new)": f"{r.rows[0].p_new[0]:.0%} → {r.rows[0].p_new[1]:.0%}" if r.rows[0].p_new else "",
+            "neighbours changed": sum(x.changed for x in r.rows if x.kind in ("neighbour", "locality")),
+            "reason": "",
+        }
+        for r in found.reports
+    ]
+    rows += [{"fact": f.fact, "fires": "failed", "reason": f.reason} for f in found.failed]
+    return pd.DataFrame(rows)

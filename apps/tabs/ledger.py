@@ -1,0 +1,130 @@
+"""The ledger: what was changed, taking it back, and the model as it was after the first k edits."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pandas as pd
+import streamlit as st
+
+from editlab.lm import LM
+from editlab.state.ledger import Entry
+
+from .. import downloads, errors, links, panel, session, work
+from ..answers import answer
+
+SLOT = "edit.replay"
+
+
+def draw(lab: session.Lab) -> None:
+    """Draw the tab."""
+    entries = list(lab.lm.ledger)
+    if not entries:
+        st.info(
+            "Preview an edit and keep it, or put the edits of a run in force on the Runs page.",
+            title="The ledger is empty: this is the base model, bit for bit.",
+        )
+        return
+    st.dataframe(
+        _table(entries),
+        hide_index=True,
+        height="content",
+        alt=f"The ledger: {len(lab.lm.ledger.active)} of {len(entries)} edits active",
+    )
+    if panel.progress(lab, SLOT):
+        return
+    session.show_outcome_error(lab.outcomes.get(SLOT))
+    _change(lab, entries)
+    _states(lab)
+
+
+def _table(entries: list[Entry]) -> pd.DataFrame:
+    """The entries, those marked that share a subject or were solved on another state."""
+    shared = Counter(subject for entry in entries if entry.is_active for subject in subjects(entry))
+    rows = []
+    for entry in entries:
+        record = entry.to_record()
+        notes = ["solved on another state"] * entry.solved_elsewhere
+        notes += [f"shares the subject {s}" for s in sorted(subjects(entry)) if entry.is_active and shared[s] > 1]
+        rows.append(
+            {
+                "entry": record["id"],
+                "state": record["state"],
+                "what": record["what"],
+                "method": record["method"],
+                "norm": f"{record['norm']:.3g}",
+                "note": "; ".join(notes),
+                "changes": record["parameters"],
+                "created": record["created"],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def subjects(entry: Entry) -> set[str]:
+    """What an edit is about."""
+    return {str(request["subject"]) for request in entry.edit.requests if request.get("subject")}
+
+
+def _change(lab: session.Lab, entries: list[Entry]) -> None:
+    by_id = {entry.id: entry for entry in entries}
+    busy = lab.job is not None
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        chosen = st.selectbox(
+            "Entry",
+            list(by_id),
+            index=len(by_id) - 1,
+            format_func=lambda i: f"{i}  {by_id[i].edit.summary}",
+            key="ed_entry",
+            width=420,
+        )
+        entry = by_id[chosen]
+        later = [e for e in entries[entries.index(entry) + 1 :] if e.is_active]
+        if st.button("Remove", disabled=busy or not entry.is_active, help="Take it out; later edits stay as they are."):
+            with errors.shown():
+                lab.lm.undo(entry.id)
+                st.rerun()
+        if st.button(
+            "Remove and replay",
+            disabled=busy or not entry.is_active or not later,
+            help=f"Take it out and solve the later ones again: {len(later)} to solve.",
+        ):
+            with errors.shown():
+                state = lab.state
+                work_on = work.replay(lab.lm, entry.id)
+                lab.start(SLOT, "Solving later edits again", work_on, lambda twin: lab.take_over(twin, state))
+                st.rerun()
+        if st.button("Redo", disabled=busy or entry.is_active, help="Put it back, in its old place."):
+            with errors.shown():
+                lab.lm.redo(entry.id)
+                st.rerun()
+        downloads.pack("Edit pack (zip)", lab.lm, f"edits-{lab.lm.base_hash[:8]}")
+
+
+def _states(lab: session.Lab) -> None:
+    """A slider over the states that the ledger went through."""
+    active = lab.lm.ledger.active
+    st.markdown("**The model after the first k edits**")
+    columns = st.columns([3, 2])
+    prompt = columns[0].text_input("Prompt", lab.example.text, **links.text("ed_state_prompt"))
+    if active:
+        count = columns[1].slider("Edits in force", 0, len(active), len(active), key="ed_state")
+    else:
+        count = 0
+        columns[1].caption("No edit is active.")
+    with errors.shown():
+        said = answer(_after(lab.lm, count), prompt, 12)
+        st.code(said.text or "(nothing)", language=None, wrap_lines=True)
+        names = ", ".join(entry.id for entry in active[:count]) or "none: the base"
+        st.caption(f"Edits in force: {names}.")
+
+
+def _after(lm: LM, count: int) -> LM:
+    """The model with its first `count` active edits."""
+    active = lm.ledger.active
+    if count == len(active):
+        return lm
+    twin = lm.fork()
+    for entry in active[count:][::-1]:
+        twin.undo(entry.id)
+    return twin

@@ -1,0 +1,148 @@
+"""What jobs do: each function here returns work for the job manager, and knows nothing of streamlit.
+
+The model to work on is forked when the work is asked for, in the session's own thread, so that what the session does
+in the meantime does not reach it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from editlab import viz
+from editlab.evaluation.results import Evaluation
+from editlab.facts import Fact
+from editlab.lm import LM
+from editlab.probes.routing import Routing
+from editlab.probes.trace import Trace
+from editlab.progress import OnStep
+from editlab.report import EditReport
+from editlab.runs import (
+    BatchResult,
+    Plan,
+    edit_and_measure,
+    read_run,
+    run_batch,
+    run_folder,
+    write_manifest,
+    write_run,
+    write_table,
+)
+from editlab.runs.records import recorded_mode
+
+DRIFT = ("control_kl", "control_same")
+
+
+@dataclass(frozen=True)
+class Preview:
+    """An edit that was solved on a fork and not kept.
+
+    Attributes:
+        parent: hash of the state it was solved on. drift: of the fork from the unedited model, at control prompts.
+    """
+
+    report: EditReport
+    drift: Evaluation
+    routing: Routing
+    parent: str
+
+
+@dataclass(frozen=True)
+class Ran:
+    """Something that left a run folder; `asked` is what it was asked for."""
+
+    folder: Path
+    result: Any
+    asked: Mapping[str, Any] = field(default_factory=dict)
+
+
+def preview(lm: LM, fact: Fact, method: str, settings: Mapping[str, Any]) -> Callable[[OnStep], Preview]:
+    """Solve and measure one edit, without keeping it."""
+    twin, parent = lm.fork(), lm.state_hash
+
+    def work(on_step: OnStep) -> Preview:
+        report = edit_and_measure(twin, fact, method, settings, on_step)
+        drift = twin.evaluate([report.fact], metrics=DRIFT, on_step=on_step)
+        return Preview(report, drift, twin.route([row.prompt for row in report.rows]), parent)
+
+    return work
+
+
+def replay(lm: LM, entry_id: str) -> Callable[[OnStep], LM]:
+    """Take an edit back and solve the later ones again; gives the fork on which that was done."""
+    twin = lm.fork()
+
+    def work(on_step: OnStep) -> LM:
+        twin.undo(entry_id, replay=True, on_step=on_step)
+        return twin
+
+    return work
+
+
+def batch(plain: LM, facts: Sequence[Fact], plan: Plan, root: Path) -> Callable[[OnStep], Ran]:
+    """Edit facts by a plan, into a new run folder."""
+    return _batch(plain.fork(), facts, plan, run_folder("edit", plain.base_hash, root))
+
+
+def resume(plain: LM, folder: Path) -> Callable[[OnStep], Ran]:
+    """Go on with a run of edits that was interrupted."""
+    plan, _, facts = read_run(folder)
+    return _batch(plain.fork(), facts, plan, folder)
+
+
+def _batch(twin: LM, facts: Sequence[Fact], plan: Plan, folder: Path) -> Callable[[OnStep], Ran]:
+    def work(on_step: OnStep) -> Ran:
+        result: BatchResult = run_batch(twin, facts, plan, folder, on_step)
+        if result.reports:
+            viz.save_figures(folder, {"effects": viz.batch_points(result.reports)})
+        return Ran(folder, result)
+
+    return work
+
+
+def locate(lm: LM, asked: Mapping[str, Any], settings: Mapping[str, Any], root: Path) -> Callable[[OnStep], Ran]:
+    """Trace one prompt, into a run folder.
+
+    Args:
+        asked: prompt, subject, answer (None: what the model says).
+    """
+    twin = lm.fork()
+
+    def work(on_step: OnStep) -> Ran:
+        found: Trace = twin.locate(**asked, on_step=on_step, **settings)
+        folder = run_folder("locate", twin.base_hash, root)
+        viz.save_figures(folder, {"trace": found.plot()})
+        extra = {
+            "headline": found.headline,
+            "suggested_layers": list(found.suggest_layers()),
+            "asked": dict(asked),
+            "model_edits": [e.id for e in twin.ledger.active],
+        }
+        write_table(folder, twin, "locate", found.config.model_dump(mode="json"), found.to_pandas(), extra)
+        return Ran(folder, found, asked)
+
+    return work
+
+
+def evaluate(plain: LM, run: Path, root: Path) -> Callable[[OnStep], Ran]:
+    """Measure the edits of a run beside the unedited model, into a run folder."""
+    twin = plain.fork()
+
+    def work(on_step: OnStep) -> Ran:
+        twin.load_edits(run)
+        found = twin.evaluate(mode=recorded_mode(run), on_step=on_step)
+        folder = found.save(run_folder("eval", twin.base_hash, root))
+        write_manifest(folder, twin, "eval", {"pack": str(run)}, {"edits": [], "failed": []})
+        return Ran(folder, found)
+
+    return work
+
+
+def save_ledger(lm: LM, reports: Iterable[EditReport], root: Path) -> Path:
+    """Write the ledger as a run folder, with what was measured of the edits that are still in it."""
+    kept = [r for r in reports if r.entry.id in lm.ledger]
+    folder = run_folder("ledger", lm.base_hash, root)
+    viz.save_figures(folder, {f"edit-{r.entry.id}": viz.edit_probabilities(r) for r in kept})
+    return write_run(folder, lm, "ledger", {"model": lm.name}, kept)

@@ -1,0 +1,99 @@
+"""Run folders as they lie on the disk: what each is, and whether it came to its end.
+
+There is no index: folders are looked at when they are asked for, so that they can be copied or deleted by hand.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from editlab.errors import EditlabError
+from editlab.runs.batch import is_finished, read_run
+from editlab.runs.journal import NAME as JOURNAL
+from editlab.runs.journal import Journal
+
+RunState = Literal["complete", "stopped", "interrupted", "unreadable"]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run folder.
+
+    Attributes:
+        state: "stopped" by a stop rule, "interrupted" where something is left to do, "unreadable" without a sound
+            manifest or journal.
+        manifest: its contents; empty for a run that was interrupted, whose model and edits come from its journal.
+    """
+
+    folder: Path
+    kind: str
+    state: RunState
+    manifest: dict[str, Any] = field(default_factory=dict, repr=False)
+    planned_model: str | None = None
+    committed: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.folder.name
+
+    @property
+    def written(self) -> str | None:
+        """UTC time, ISO 8601."""
+        return self.manifest.get("written")
+
+    @property
+    def model(self) -> str | None:
+        """The name of the model it ran on."""
+        return self.manifest["base"]["name"] if self.manifest else self.planned_model
+
+    @property
+    def edits(self) -> int | None:
+        """How many facts were edited."""
+        return len(self.manifest["edits"]) if self.manifest else self.committed
+
+    @property
+    def fired(self) -> int | None:
+        """How many of them are answered with the new target."""
+        return sum(edit["fires"] for edit in self.manifest["edits"]) if self.manifest else None
+
+    @property
+    def headline(self) -> str:
+        """What came out, in a few words."""
+        if self.manifest.get("headline"):
+            return str(self.manifest["headline"])
+        return f"{self.fired} of {self.edits} facts fire" if self.manifest and self.edits else ""
+
+
+def list_runs(root: Path) -> list[RunRecord]:
+    """The run folders directly under `root`, by name: those that began, and those that have a manifest."""
+    marked = {path.parent for mark in ("manifest.json", JOURNAL) for path in root.glob(f"*/{mark}")}
+    return [read_record(folder) for folder in sorted(marked)]
+
+
+def read_record(folder: Path) -> RunRecord:
+    """What a run folder is."""
+    if (folder / "manifest.json").is_file():
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            found = RunRecord(folder, manifest["kind"], manifest.get("state", "complete"), manifest)
+            # Read here, so that a manifest that lacks them is known as unreadable.
+            _ = found.model, found.fired, manifest["written"]
+            return found
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return RunRecord(folder, "unreadable", "unreadable")
+    try:
+        _, model, _ = read_run(folder)
+        committed = sum(event["event"] == "committed" for event in Journal(folder).events)
+        return RunRecord(folder, "edit", "complete" if is_finished(folder) else "interrupted", {}, model, committed)
+    except (EditlabError, OSError, ValueError, KeyError):
+        return RunRecord(folder, "unreadable", "unreadable")
+
+
+def recorded_mode(folder: Path) -> str:
+    """How a run's edits are to be scored: "single" if each was undone before the next."""
+    mode = read_record(folder).manifest.get("config", {}).get("mode")
+    return "single" if mode == "single" else "together"
