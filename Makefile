@@ -1,6 +1,7 @@
 # make demo        install the core and run the demonstration
 # make test        install everything for development and run the tests (no downloads beyond pip's index)
 # make test-model  the tests that need the default checkpoint; fetches it once
+# make test-browser  the app in headless Chromium, which must be there (with chromedriver)
 # make lint        ruff and mypy
 # make clean       remove .venv and everything that was built
 #
@@ -8,7 +9,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-model lint clean install-core install-dev
+.PHONY: help demo test test-model test-browser lint clean install-core install-dev
 
 RUN := .venv/bin/python -m
 
@@ -23,6 +24,10 @@ test: install-dev
 
 test-model: install-dev
 	@$(RUN) pytest -m model
+
+test-browser: install-dev
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check 'selenium>=4.20'
+	@$(RUN) pytest -m browser
 
 lint: install-dev
 	@$(RUN) ruff check .

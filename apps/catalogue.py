@@ -1,4 +1,4 @@
-"""The pages that there are, read from the files in `pages/` without running them.
+"""The pages that there are, read from the files in `views/` without running them.
 
 A page states, as constants at the top of its file:
 
@@ -12,9 +12,12 @@ from __future__ import annotations
 import ast
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 SECTIONS = ("Model", "Analyse", "Change", "Records")  # the order in which sections are shown
-PAGES = Path(__file__).parent / "pages"
+PAGES = (
+    Path(__file__).resolve().parent / "views"
+)  # a folder called "pages" would make streamlit run these files by itself
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ def page_files(folder: Path = PAGES) -> list[PageFile]:
 
 
 def _read(path: Path) -> PageFile:
-    constants = {}
+    constants: dict[str, Any] = {}
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and len(node.targets) == 1:
             constants[ast.unparse(node.targets[0])] = node.value.value

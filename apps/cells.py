@@ -45,7 +45,7 @@ def read_cells(table: pd.DataFrame) -> tuple[list[Fact], list[Flawed]]:
     return facts, flawed
 
 
-def row_of(cells: Mapping[str, Any]) -> dict[str, Any]:
+def row_of(cells: Mapping[Any, Any]) -> dict[str, Any]:
     """What is filled in of one row: texts without white space at their ends, and lists of prompts."""
     texts = {k: str(v).strip() for k, v in cells.items() if k in COLUMNS and not _is_empty(v)}
     row: dict[str, Any] = {name: texts[name] for name in SINGLE if texts.get(name)}

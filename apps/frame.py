@@ -46,7 +46,7 @@ def _ledger(lab: Lab) -> None:
             with errors.shown():
                 lab.lm.undo()
                 st.rerun()
-        st.page_link("pages/edit.py", label="Open the ledger", query_params={"ed_tab": "Ledger"})
+        st.page_link("views/edit.py", label="Open the ledger", query_params={"ed_tab": "Ledger"})
 
 
 def _save(lab: Lab) -> None:

@@ -39,7 +39,9 @@ def check(key: str, label: str, value: Any, allowed: str = "") -> None:
     asked = st.session_state.get(_ASKED, {}).pop(key, None)
     if asked is not None and not _same(asked, value):
         is_now = f"it is now {value}" if value not in (None, "") else "it was left out"
-        st.session_state[_NOTICES].append(f"This link asked for {label} {asked}; {is_now}{allowed and f' ({allowed})'}.")
+        st.session_state[_NOTICES].append(
+            f"This link asked for {label} {asked}; {is_now}{allowed and f' ({allowed})'}."
+        )
 
 
 def check_model() -> None:

@@ -28,9 +28,11 @@ def progress(lab: Lab, slot: str) -> bool:
 
 def _line(lab: Lab, place: str) -> None:
     job = lab.job
-    if job is None or not job.is_live:
-        st.rerun()
+    if job is None:
         return
+    if not job.is_live:
+        lab.collect()  # here, so that a second run of this fragment does not ask for the page again
+        st.rerun()
     ahead = lab.jobs.ahead_of(job)
     text = job.text if not ahead else f"{job.label}: {ahead} ahead in the queue"
     if place == "side":

@@ -80,7 +80,8 @@ class Lab:
 
     Attributes:
         lm: the view with the session's edits. plain: one without any, for comparison.
-        outcomes: of the last job of each slot. working_on: the slot of the latest job. reports: of the edits that were kept, by entry.
+        outcomes: of the last job of each slot. working_on: the slot of the latest job.
+        reports: of the edits that were kept, by entry.
         saved: the state that was last written to a run folder.
     """
 
@@ -192,8 +193,9 @@ def lab() -> Lab:
     found: Lab | None = st.session_state.get(LAB)
     if found is None:
         st.info("This page needs a model.", title="No model is loaded.")
-        st.page_link("pages/overview.py", label="Choose one on the Overview page")
+        st.page_link("views/overview.py", label="Choose one on the Overview page")
         st.stop()
+    assert found is not None  # st.stop() does not return
     return found
 
 

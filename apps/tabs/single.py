@@ -46,7 +46,10 @@ def _form(lab: session.Lab, method: str) -> tuple[dict[str, Any], str, dict[str,
     example = lab.example
     with st.form("ed_form"):
         prompt = st.text_input(
-            "Prompt", example.text, **links.text("ed_prompt"), help="Holds the subject, and ends where the answer begins."
+            "Prompt",
+            example.text,
+            **links.text("ed_prompt"),
+            help="Holds the subject, and ends where the answer begins.",
         )
         columns = st.columns(3)
         subject = columns[0].text_input("Subject", example.subject, **links.text("ed_subject"))
@@ -142,8 +145,7 @@ def _warnings(lab: session.Lab, report: EditReport) -> None:
     if not report.fires:
         p = report.rows[0].p_new
         st.warning(
-            f"After the edit the new answer has a probability of {p[1] if p else 0:.1%}. Try another layer, more steps, "
-            "or a wider clamp.",
+            f"After the edit the new answer has a probability of {p[1] if p else 0:.1%}. Try another layer or more steps.",
             title="The edit does not yet fire.",
         )
     changed = [r for r in report.rows if r.kind in ("neighbour", "locality") and r.changed]
@@ -196,12 +198,16 @@ def _table(report: EditReport) -> pd.DataFrame:
 def _drift(found: work.Preview) -> None:
     kl, same = (found.drift[name].edited for name in work.DRIFT)
     with st.container(border=True):
-        st.markdown(f"**Drift** from the unedited model, at {kl.n} control prompts that have nothing to do with the edit")
+        st.markdown(
+            f"**Drift** from the unedited model, at {kl.n} control prompts that have nothing to do with the edit"
+        )
         columns = st.columns(2)
         columns[0].metric("Mean KL", f"{kl.mean:.4f} nats", help="Of the next token. 0: nothing moved.")
         columns[1].metric("Same next token", f"{same.mean:.0%}", help="Share of control prompts with the same one.")
         # On a scale on which 0.1 nats, a tenth of what undoes most batches, fills the bar.
-        st.progress(min(1.0, kl.mean / 0.1), text="small" if kl.mean < 0.01 else "noticeable" if kl.mean < 0.1 else "large")
+        st.progress(
+            min(1.0, kl.mean / 0.1), text="small" if kl.mean < 0.01 else "noticeable" if kl.mean < 0.1 else "large"
+        )
 
 
 def _routing(found: work.Preview) -> None:
@@ -222,9 +228,7 @@ def _routing(found: work.Preview) -> None:
 def _take_away(lab: session.Lab, found: work.Preview) -> None:
     report = found.report
     fact: Fact = report.fact
-    settings = {
-        k: v for k, v in report.entry.edit.config.items() if v != registry_default(report.entry.edit.method, k)
-    }
+    settings = {k: v for k, v in report.entry.edit.config.items() if v != registry_default(report.entry.edit.method, k)}
     with st.container(horizontal=True):
         downloads.csv("CSV", report.to_pandas, "edit")
         downloads.json_file(
@@ -233,9 +237,7 @@ def _take_away(lab: session.Lab, found: work.Preview) -> None:
         figure = viz.edit_probabilities(report)
         downloads.html("HTML", lambda: viz.page_html(fact.text, report._repr_html_(), [figure]), "edit")
     with st.expander("The same on the command line"):
-        st.code(
-            commands.edit(lab.lm.name, fact, report.entry.edit.method, settings), language="bash", wrap_lines=True
-        )
+        st.code(commands.edit(lab.lm.name, fact, report.entry.edit.method, settings), language="bash", wrap_lines=True)
 
 
 def registry_default(method: str, name: str) -> Any:

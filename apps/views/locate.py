@@ -128,7 +128,7 @@ def _suggestion(ran: work.Ran, found: Trace) -> None:
         if st.button("Use in Edit", key="loc_use"):
             middle = layers[len(layers) // 2]
             link = {"ed_layers": str(middle), "ed_prompt": found.prompt, "ed_subject": ran.asked["subject"]}
-            st.switch_page("pages/edit.py", query_params=link)
+            st.switch_page("views/edit.py", query_params=link)
 
 
 def _cell(found: Trace) -> None:

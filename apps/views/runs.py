@@ -21,7 +21,12 @@ ORDER = 0
 
 SLOT = "runs.evaluate"
 PER_PAGE = 50
-MARKS = {"complete": "complete", "stopped": "stopped by a rule", "interrupted": "● interrupted", "unreadable": "unreadable"}
+MARKS = {
+    "complete": "complete",
+    "stopped": "stopped by a rule",
+    "interrupted": "● interrupted",
+    "unreadable": "unreadable",
+}
 
 
 def page() -> None:
@@ -148,7 +153,7 @@ def _open_link(run: RunRecord) -> None:
         named = {"loc_noise": "noise", "loc_n": "samples", "loc_seed": "seed", "loc_win": "window"}
         link = {f"loc_{name}": str(value) for name, value in asked.items() if value}
         link |= {key: str(config[name]) for key, name in named.items() if config.get(name) is not None}
-        st.page_link("pages/locate.py", label="Open with these settings", query_params=link)
+        st.page_link("views/locate.py", label="Open with these settings", query_params=link)
 
 
 def command(run: RunRecord) -> str:

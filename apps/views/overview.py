@@ -75,7 +75,7 @@ def _try_it(lab: session.Lab) -> None:
             with columns[1]:
                 st.markdown("**With your edits**")
                 st.caption("There is no edit yet. What an edited model says will stand here, beside the base.")
-                st.page_link("pages/edit.py", label="Edit a fact")
+                st.page_link("views/edit.py", label="Edit a fact")
         rows = [{"model": n, "prompt": text, "answer": s.text} for n, s in states.items()]
         with st.container(horizontal=True):
             downloads.csv("Answers (CSV)", lambda: pd.DataFrame(rows), "answers")
