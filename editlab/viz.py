@@ -21,11 +21,17 @@ MARKERS = ("circle", "square", "diamond", "cross", "triangle-up", "x")
 
 def trace_heatmap(trace: Trace) -> go.Figure:
     """Tokens down, layers across; colour is the mean probability with that state restored."""
+    import html
+
     import plotly.graph_objects as go
 
     inside = range(*trace.subject)
     # Tokens may repeat, so they are numbered; those of the subject are marked.
-    labels = [f"{i} {text!r}{' *' if i in inside else ''}" for i, text in enumerate(trace.tokens)]
+    # Escaped, because plotly reads "<s>" as markup.
+    labels = [
+        f"{i} {html.escape(repr(text), quote=False)}{' *' if i in inside else ''}"
+        for i, text in enumerate(trace.tokens)
+    ]
     mean, low = trace.restored.mean(-1).T, float(trace.p_corrupt.mean())
     figure = go.Figure(
         go.Heatmap(
@@ -137,8 +143,9 @@ def edit_probabilities(report: EditReport) -> go.Figure:
     figure.update_layout(
         xaxis={"title": "probability", "range": [-0.02, 1.02], "tickformat": ".0%"},
         yaxis={"categoryorder": "array", "categoryarray": labels[::-1], "automargin": True},
-        legend={"orientation": "h", "y": -0.25},
-        height=160 + 32 * len(labels),
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        margin={"t": 48, "r": 32},
+        height=150 + 34 * len(labels),
     )
     return figure
 
@@ -163,6 +170,9 @@ def batch_points(reports: Sequence[EditReport]) -> go.Figure:
     figure.update_layout(
         xaxis={"title": "neighbours that answer differently", "range": [-0.04, 1.04], "tickformat": ".0%"},
         yaxis={"title": "P(new) after", "range": [-0.04, 1.04], "tickformat": ".0%"},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        margin={"t": 48, "r": 32},
+        showlegend=True,
     )
     return figure
 

@@ -71,8 +71,8 @@ def _facts(lab: session.Lab) -> tuple[list[Fact], list[cells.Flawed]]:
         key="bt_table",
         alt="Facts to edit, a row each",
         column_config={
-            "subject": st.column_config.TextColumn("subject"),
-            "prompt": st.column_config.TextColumn("prompt with {}", width="large"),
+            "subject": st.column_config.TextColumn("subject", width="small"),
+            "prompt": st.column_config.TextColumn("prompt with {}", width="medium"),
             "target_new": st.column_config.TextColumn("new answer"),
             "target_true": st.column_config.TextColumn("present answer"),
             "paraphrases": st.column_config.TextColumn(f"paraphrases ({cells.SEPARATOR} between)", width="medium"),
@@ -158,13 +158,12 @@ def result(lab: session.Lab, ran: work.Ran) -> None:
     columns[3].metric("Seconds a fact", f"{sum(r.seconds for r in found.reports) / n:.1f}" if n else "-")
     if found.stopped:
         st.warning(errors.plain(found.stopped), title="The run ended early, by a stop rule.")
-    left, right = st.columns(2)
-    with left:
-        st.dataframe(per_fact(found), hide_index=True, alt=f"{found.fired} of {n} facts fire")
-    with right:
+    st.dataframe(per_fact(found), hide_index=True, alt=f"{found.fired} of {n} facts fire")
+    if n > 1:
         st.plotly_chart(
             viz.batch_points(found.reports),
             key="bt_chart",
+            height=340,
             alt="Probability of the new answer against the share of neighbours that changed",
             config=downloads.image_options(ran.folder.name),
         )

@@ -54,8 +54,8 @@ def _table(entries: list[Entry]) -> pd.DataFrame:
                 "method": record["method"],
                 "norm": f"{record['norm']:.3g}",
                 "note": "; ".join(notes),
-                "changes": record["parameters"],
-                "created": record["created"],
+                "changes": record["parameters"].replace(".weight", ""),
+                "created": record["created"][:16].replace("T", " "),
             }
         )
     return pd.DataFrame(rows)
@@ -69,17 +69,16 @@ def subjects(entry: Entry) -> set[str]:
 def _change(lab: session.Lab, entries: list[Entry]) -> None:
     by_id = {entry.id: entry for entry in entries}
     busy = lab.job is not None
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        chosen = st.selectbox(
-            "Entry",
-            list(by_id),
-            index=len(by_id) - 1,
-            format_func=lambda i: f"{i}  {by_id[i].edit.summary}",
-            key="ed_entry",
-            width=420,
-        )
-        entry = by_id[chosen]
-        later = [e for e in entries[entries.index(entry) + 1 :] if e.is_active]
+    chosen = st.selectbox(
+        "Entry",
+        list(by_id),
+        index=len(by_id) - 1,
+        format_func=lambda i: f"{i}  {by_id[i].edit.summary}",
+        key="ed_entry",
+    )
+    entry = by_id[chosen]
+    later = [e for e in entries[entries.index(entry) + 1 :] if e.is_active]
+    with st.container(horizontal=True):
         if st.button("Remove", disabled=busy or not entry.is_active, help="Take it out; later edits stay as they are."):
             with errors.shown():
                 lab.lm.undo(entry.id)
@@ -114,7 +113,7 @@ def _states(lab: session.Lab) -> None:
         columns[1].caption("No edit is active.")
     with errors.shown():
         said = answer(_after(lab.lm, count), prompt, 12)
-        st.code(said.text or "(nothing)", language=None, wrap_lines=True)
+        st.code(said.text.strip() or "(nothing)", language=None, wrap_lines=True)
         names = ", ".join(entry.id for entry in active[:count]) or "none: the base"
         st.caption(f"Edits in force: {names}.")
 

@@ -111,15 +111,9 @@ def _result(lab: session.Lab, found: work.Preview) -> None:
         st.markdown(errors.plain(report.headline))
     _warnings(lab, report)
     _side_by_side(report)
-    left, right = st.columns(2)
+    st.dataframe(_table(report), hide_index=True, height="content", alt=f"Answers before and after: {report.headline}")
+    left, right = st.columns([2, 3])
     with left:
-        st.dataframe(
-            _table(report),
-            hide_index=True,
-            height="content",
-            alt=f"Answers before and after: {report.headline}",
-            column_config={"prompt": st.column_config.TextColumn(width="medium")},
-        )
         _drift(found)
     with right:
         st.plotly_chart(
@@ -145,7 +139,7 @@ def _warnings(lab: session.Lab, report: EditReport) -> None:
     if not report.fires:
         p = report.rows[0].p_new
         st.warning(
-            f"After the edit the new answer has a probability of {p[1] if p else 0:.1%}. Try another layer or more steps.",
+            f"After the edit the new answer has a probability of {p[1] if p else 0:.1%}. Try another layer.",
             title="The edit does not yet fire.",
         )
     changed = [r for r in report.rows if r.kind in ("neighbour", "locality") and r.changed]

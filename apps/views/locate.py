@@ -99,14 +99,15 @@ def _result(ran: work.Ran) -> None:
     found: Trace = ran.result
     st.subheader("Result")
     columns = st.columns(4)
-    columns[0].metric("Answer", found.answer.strip())
+    columns[0].metric("Answer's first token", repr(found.answer))
     columns[1].metric("P clean", f"{found.p_clean:.1%}")
-    columns[2].metric("P corrupted", f"{found.p_corrupt.mean():.1%}", f"{-found.gap:.1%}")
+    columns[2].metric("P corrupted", f"{found.p_corrupt.mean():.1%}", f"{-found.gap:.1%}", delta_color="off")
     layer, token = found.peak
-    columns[3].metric("Restores most", f"layer {layer}", f"+{found.effect[layer, token]:.1%}")
+    columns[3].metric("Restores most", f"layer {layer}", f"{found.effect[layer, token]:+.1%}", delta_color="off")
     figure = viz.trace_heatmap(found)
     # Half of the height of a map of many tokens is better than scrolling.
-    figure.update_layout(height=min(720, 170 + 28 * len(found.tokens)), title=None)
+    height = min(720, 130 + 30 * len(found.tokens))
+    figure.update_layout(height=height, title=None, margin={"t": 24, "r": 16})
     if st.toggle("Show as table", key="loc_table"):
         st.dataframe(found.to_pandas(), hide_index=True, alt="Effect of each layer and token")
     else:
@@ -125,9 +126,10 @@ def _suggestion(ran: work.Ran, found: Trace) -> None:
     layers = found.suggest_layers()
     with st.container(border=True, horizontal=True, vertical_alignment="center"):
         st.write(errors.plain(in_words(layers)))
-        if st.button("Use in Edit", key="loc_use"):
-            middle = layers[len(layers) // 2]
-            link = {"ed_layers": str(middle), "ed_prompt": found.prompt, "ed_subject": ran.asked["subject"]}
+        middle = layers[len(layers) // 2]
+        if st.button(f"Use layer {middle} in Edit", key="loc_use"):
+            link = {"ed_tab": "Single", "ed_layers": str(middle)}
+            link |= {"ed_prompt": found.prompt, "ed_subject": ran.asked["subject"]}
             st.switch_page("views/edit.py", query_params=link)
 
 

@@ -70,12 +70,11 @@ def _try_it(lab: session.Lab) -> None:
         columns = st.columns(2)
         for column, (name, said) in zip(columns, states.items(), strict=False):
             with column:
-                _answer(name, said, base)
-        if len(states) == 1:
-            with columns[1]:
-                st.markdown("**With your edits**")
-                st.caption("There is no edit yet. What an edited model says will stand here, beside the base.")
-                st.page_link("views/edit.py", label="Edit a fact")
+                _text(name, said, base)
+        # Beside each other with edits; else the one table stands where the edited answer would be.
+        for column, (name, said) in zip(columns if len(states) > 1 else columns[1:], states.items(), strict=False):
+            with column:
+                _tokens(name, said)
         rows = [{"model": n, "prompt": text, "answer": s.text} for n, s in states.items()]
         with st.container(horizontal=True):
             downloads.csv("Answers (CSV)", lambda: pd.DataFrame(rows), "answers")
@@ -83,13 +82,19 @@ def _try_it(lab: session.Lab) -> None:
             st.code(commands.generate(lab.lm.name, text, tokens), language="bash", wrap_lines=True)
 
 
-def _answer(name: str, said: Answer, base: Answer) -> None:
+def _text(name: str, said: Answer, base: Answer) -> None:
     st.markdown(f"**{name}**")
-    st.code(said.text or "(nothing)", language=None, wrap_lines=True)
+    st.code(said.text.strip() or "(nothing)", language=None, wrap_lines=True)
     if said is not base:
         st.caption("Same answer as the base." if said.text == base.text else "Another answer than the base.")
+    elif st.session_state[session.LAB].lm.ledger.active:
+        st.caption("Without any edit.")
     else:
-        st.caption("The ten most probable next tokens:")
+        st.caption("There is no edit yet. What an edited model says will stand beside this.")
+        st.page_link("views/edit.py", label="Edit a fact")
+
+
+def _tokens(name: str, said: Answer) -> None:
     table = said.tokens.to_pandas()
     table["token"] = table["token"].map(repr)
     st.dataframe(
@@ -98,7 +103,7 @@ def _answer(name: str, said: Answer, base: Answer) -> None:
         height="content",
         alt=f"{name}: most probable next token {table['token'][0]} at {table['probability'][0]:.0%}",
         column_config={
-            "token": st.column_config.TextColumn("next token"),
+            "token": st.column_config.TextColumn("most probable next tokens"),
             "probability": st.column_config.ProgressColumn("probability", format="percent", min_value=0, max_value=1),
         },
     )

@@ -1,0 +1,1 @@
+"""Nothing here starts a browser or fetches a model."""
