@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from editlab.errors import EditlabError
-from editlab.runs.batch import is_finished, read_run
+from editlab.runs.batch import is_finished
 from editlab.runs.journal import NAME as JOURNAL
 from editlab.runs.journal import Journal
 
@@ -84,13 +84,14 @@ def read_record(folder: Path) -> RunRecord:
             _ = found.model, found.fired, manifest["written"]
             return found
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return RunRecord(folder, "unreadable", "unreadable")
+            return RunRecord(folder, "", "unreadable")
     try:
-        _, model, _ = read_run(folder)
-        committed = sum(event["event"] == "committed" for event in Journal(folder).events)
-        return RunRecord(folder, "edit", "complete" if is_finished(folder) else "interrupted", {}, model, committed)
-    except (EditlabError, OSError, ValueError, KeyError):
-        return RunRecord(folder, "unreadable", "unreadable")
+        events = Journal(folder).events
+        committed = sum(event["event"] == "committed" for event in events)
+        state: RunState = "complete" if is_finished(folder) else "interrupted"
+        return RunRecord(folder, "edit", state, {}, events[0]["model"], committed)
+    except (EditlabError, OSError, ValueError, KeyError, IndexError):
+        return RunRecord(folder, "", "unreadable")
 
 
 def recorded_mode(folder: Path) -> str:

@@ -110,7 +110,7 @@ def test_edit_without_out_makes_a_run_folder_that_ls_finds(
     assert rows[0]["edits"] == 1
     assert rows[0]["fired"] == made[0]["fired"]
     assert rows[0]["written"].endswith("+00:00")
-    assert rows[-1]["kind"] == "unreadable"
+    assert rows[-1]["state"] == "unreadable"
     shown = cli("ls", "runs").out.splitlines()
     assert shown[0].split() == ["name", "kind", "state", "written", "model", "edits", "fired"]
     assert shown[-1].split() == ["zzz", "unreadable"]
