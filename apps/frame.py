@@ -46,7 +46,8 @@ def _ledger(lab: Lab) -> None:
             with errors.shown():
                 lab.lm.undo()
                 st.rerun()
-        st.page_link("views/edit.py", label="Open the ledger", query_params={"ed_tab": "Ledger"})
+        if st.button("Open the ledger", key="frame.ledger"):
+            links.go("views/edit.py", {"ed_tab": "Ledger"})
 
 
 def _save(lab: Lab) -> None:

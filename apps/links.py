@@ -44,6 +44,13 @@ def check(key: str, label: str, value: Any, allowed: str = "") -> None:
         )
 
 
+def go(page: str, settings: dict[str, Any]) -> None:
+    """Open a page with these settings of its widgets."""
+    # A page that was open before keeps its widgets' values, whatever the address says.
+    st.session_state.update(settings)
+    st.switch_page(page, query_params={key: str(value) for key, value in settings.items()})
+
+
 def check_model() -> None:
     """Note it if the link was made with another model, and put this one's mark into the address."""
     found = st.session_state.get(LAB)

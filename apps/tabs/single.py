@@ -178,11 +178,11 @@ def _table(report: EditReport) -> pd.DataFrame:
             {
                 "what": KINDS.get(r.kind, r.kind) + (" (suggested)" if r.is_suggested else ""),
                 "prompt": r.prompt,
-                "before": first(r.answer[0]),
-                "after": first(r.answer[1]),
                 "changed": "● changed" if r.changed else "same",
                 f"P({report.fact.target_new})": percent(r.p_new),
                 "P(present)": percent(r.p_true),
+                "before": first(r.answer[0]),
+                "after": first(r.answer[1]),
             }
             for r in report.rows
         ]
@@ -196,7 +196,7 @@ def _drift(found: work.Preview) -> None:
             f"**Drift** from the unedited model, at {kl.n} control prompts that have nothing to do with the edit"
         )
         columns = st.columns(2)
-        columns[0].metric("Mean KL", f"{kl.mean:.4f} nats", help="Of the next token. 0: nothing moved.")
+        columns[0].metric("Mean KL, nats", f"{kl.mean:.4f}", help="Of the next token. 0: nothing moved.")
         columns[1].metric("Same next token", f"{same.mean:.0%}", help="Share of control prompts with the same one.")
         # On a scale on which 0.1 nats, a tenth of what undoes most batches, fills the bar.
         st.progress(

@@ -130,7 +130,7 @@ def _suggestion(ran: work.Ran, found: Trace) -> None:
         if st.button(f"Use layer {middle} in Edit", key="loc_use"):
             link = {"ed_tab": "Single", "ed_layers": str(middle)}
             link |= {"ed_prompt": found.prompt, "ed_subject": ran.asked["subject"]}
-            st.switch_page("views/edit.py", query_params=link)
+            links.go("views/edit.py", link)
 
 
 def _cell(found: Trace) -> None:

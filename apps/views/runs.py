@@ -151,9 +151,10 @@ def _open_link(run: RunRecord) -> None:
     if run.kind == "locate" and asked:
         config: dict[str, Any] = run.manifest.get("config", {})
         named = {"loc_noise": "noise", "loc_n": "samples", "loc_seed": "seed", "loc_win": "window"}
-        link = {f"loc_{name}": str(value) for name, value in asked.items() if value}
-        link |= {key: str(config[name]) for key, name in named.items() if config.get(name) is not None}
-        st.page_link("views/locate.py", label="Open with these settings", query_params=link)
+        link = {f"loc_{name}": value for name, value in asked.items() if value}
+        link |= {key: config[name] for key, name in named.items() if config.get(name) is not None}
+        if st.button("Open with these settings"):
+            links.go("views/locate.py", link)
 
 
 def command(run: RunRecord) -> str:
