@@ -31,7 +31,8 @@ from editlab.data.formats import load_facts
 from editlab.data.relations import relations
 from editlab.evaluation.known import known, preferred
 from editlab.facts import Question
-from editlab.runs import Plan, run_batch
+from editlab.runs import Plan, is_finished, run_batch
+from editlab.runs.journal import Journal
 
 # Two contexts instead of five: half the time of an optimised value, and two hundred of them add up.
 TWO: dict[str, Any] = {"contexts": {10: 2}}
@@ -97,11 +98,15 @@ def main() -> None:
         plan = Plan(method=method, mode=mode, batch_size=size, settings=settings)
         lm = base.fork()
         folder = options.runs / base.name / name.replace(", ", "-").replace(" ", "-")
-        made = run_batch(lm, facts, plan, folder)
+        if is_finished(folder):
+            lm.load_edits(folder)
+        else:
+            run_batch(lm, facts, plan, folder)
+        ends = [event for event in Journal(folder).events if event["event"] in ("committed", "failed")]
         costs = {
-            "failed": len(made.failed),
-            "seconds": float(np.sum([r.seconds for r in made.reports])) / max(1, len(made.reports)),
-            "bytes": sum(p.stat().st_size for p in folder.rglob("*.safetensors")) / max(1, len(made.reports)),
+            "failed": sum(event["event"] == "failed" for event in ends),
+            "seconds": sum(event.get("seconds", 0.0) for event in ends) / len(facts),
+            "bytes": sum(p.stat().st_size for p in folder.rglob("*.safetensors")) / len(facts),
         }
         rows = [key | costs | row for row in scores(lm, far, options.sample)]
         # Another process may have added its own rows meanwhile.
@@ -149,7 +154,8 @@ def scores(lm: LM, far: dict[str, list[Question]], sample: int) -> Iterator[dict
                 Fact(prompt="{} is", subject=f"Question {i}", target_new="so", locality=(question,))
                 for i, question in enumerate(questions[: 2 * sample])
             ]
-            (found[f"locality, {name}"],) = twin.evaluate(asked, metrics=["locality_acc"]).lines
+            scored = {line.metric: line for line in twin.evaluate(asked, metrics=["locality_acc"]).lines}
+            found[f"locality, {name}"] = scored["locality_acc"]
         for metric, line in found.items():
             e = line.edited
             yield {
