@@ -85,7 +85,7 @@ def test_a_fact_is_edited_located_and_found_again(browser: Browser, width: int, 
     assert "ed_layers=" in browser.driver.current_url
 
     browser.click("Runs", "a")
-    browser.see("complete")
+    browser.see("Run folder (zip)")
     picture("8-runs")
     browser.click("Save work")
     browser.see("ledger")

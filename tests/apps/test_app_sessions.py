@@ -1,0 +1,146 @@
+"""Sessions beside each other: each sees its own edits only, whatever the others do, and gives its memory back."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import torch
+from app_driver import App
+from editlab_apps.jobs import JobManager
+from editlab_apps.session import Lab, Models, Source
+from editlab_apps.work import preview
+
+from editlab import LM, Fact
+from editlab.runs import read_run
+from editlab.runs.journal import Journal
+
+CAPITALS = {
+    "France": "Rome", "Japan": "Oslo", "Italy": "Cairo", "Germany": "Lima", "Spain": "Tokyo", "Norway": "Madrid",
+    "Egypt": "Paris", "Peru": "Berlin",
+}  # fmt: skip
+SECONDS = 120.0
+
+
+def fact(country: str) -> Fact:
+    return Fact(prompt="The capital of {} is", subject=country, target_new=CAPITALS[country])
+
+
+def capital(lm: LM, country: str) -> str:
+    return lm.generate([f"The capital of {country} is"], 4)[0].strip()
+
+
+def test_two_tabs_do_not_see_each_others_edits(app: App) -> None:
+    other = App().open()
+    assert app.lab.plain.model is not other.lab.plain.model
+    base = other.lab.lm.base_hash
+    app.open("edit").do("Preview edit").click("Keep edit")
+    other.open("overview").fill(ov_tokens=2).click("Answer")
+    assert other.codes[0].startswith("Paris") and "base" in other.sidebar
+    assert "The ledger is empty" in App().open("edit", ed_tab="Ledger").said
+    assert other.lab.lm.state_hash == base == app.lab.lm.base_hash != app.lab.lm.state_hash
+
+
+def test_eight_sessions_edit_at_once(place: Path) -> None:
+    models, jobs = Models(), JobManager()
+    source = Source("factworld-llama")
+    plain = models.fork(source)
+    before = {country: capital(plain, country) for country in CAPITALS}
+    weights = {name: tensor.clone() for name, tensor in plain.model.state_dict().items()}
+    process = psutil.Process()
+    base_memory = process.memory_info().rss
+
+    def visit(country: str) -> Lab:
+        lm = models.fork(source)
+        lab = Lab(lm, lm.fork(), source, jobs)
+        lab.start("edit", "Editing", preview(lab.lm, fact(country), "rome", {}))
+        # Others ask meanwhile; nobody's unfinished edit may show.
+        while lab.job is not None and lab.job.is_live:
+            asked = next(iter(CAPITALS))
+            assert capital(lab.lm, asked) == before[asked]
+            lab.job.wait(0.5)
+        lab.collect()
+        found = lab.outcomes["edit"]
+        assert found.error is None, found.error
+        lab.lm.ledger.apply(found.result.report.entry.edit)
+        return lab
+
+    with ThreadPoolExecutor(len(CAPITALS)) as pool:
+        labs = dict(zip(CAPITALS, pool.map(visit, CAPITALS, timeout=SECONDS), strict=True))
+    changed = 0
+    for own, lab in labs.items():
+        alone = plain.fork()
+        alone.ledger.apply(lab.lm.ledger.active[0].edit)
+        for country in CAPITALS:
+            assert capital(lab.lm, country) == capital(alone, country), (own, country)
+        assert lab.lm.state_hash == alone.state_hash
+        changed += capital(lab.lm, own).startswith(CAPITALS[own])
+        assert all(capital(lab.plain, c) == before[c] for c in CAPITALS)
+    assert changed >= 6, f"{changed} of 8 edits fire"
+    for name, tensor in plain.model.state_dict().items():
+        assert torch.equal(tensor, weights[name]), f"{name} of the base changed"
+    assert (process.memory_info().rss - base_memory) / len(labs) < 60e6
+
+
+def test_a_closed_session_is_freed(place: Path) -> None:
+    models = Models()
+    source = Source("factworld-llama")
+    lm = models.fork(source)
+    lab = Lab(lm, lm.fork(), source, JobManager())
+    entry = lab.lm.edit(fact("France"))
+    held = [weakref.ref(lab.lm.model), weakref.ref(lab.plain.model)]
+    hidden = lab.lm.model.get_parameter(next(iter(entry.edit.deltas)))
+    held.append(weakref.ref(hidden))
+    del lm, lab, entry, hidden
+    gc.collect()
+    assert [ref() for ref in held] == [None, None, None]
+    assert capital(models.fork(source), "France").startswith("Paris")
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from editlab import LM
+from editlab.data.formats import load_facts
+from editlab.runs import Plan, run_batch
+
+def on_step(step):
+    print(step.task, step.done, flush=True)
+
+run_batch(LM.from_pretrained("factworld-llama"), load_facts(Path("facts.jsonl")), Plan(method="rome",
+          mode="sequential"), Path("runs/20260101-edit-killed"), on_step)
+"""
+
+
+def test_a_killed_batch_is_listed_as_interrupted_and_resumed_from_the_app(place: Path) -> None:
+    lines = [fact(country).model_dump_json(exclude_defaults=True) for country in list(CAPITALS)[:4]]
+    (place / "facts.jsonl").write_text("\n".join(lines))
+    folder = place / "runs" / "20260101-edit-killed"
+    child = subprocess.Popen([sys.executable, "-c", KILLED], cwd=place, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    for _ in child.stdout:
+        if (folder / "journal.jsonl").is_file() and '"committed"' in (folder / "journal.jsonl").read_text():
+            os.kill(child.pid, signal.SIGKILL)
+            break
+    assert child.wait(SECONDS) == -signal.SIGKILL
+    assert not (folder / "manifest.json").exists()
+
+    app = App().open("runs")
+    assert list(app.table("run")["state"]) == ["● interrupted"]
+    app.do("Resume")
+    assert not app.at.error
+    app.open("runs")
+    assert list(app.table("run")["state"]) == ["complete"]
+    assert sum(event["event"] == "committed" for event in Journal(folder).events) == 4
+    whole = LM.from_pretrained("factworld-llama")
+    for given in read_run(folder)[2]:
+        whole.edit(given)
+    app.click("Put its edits in force")
+    assert app.lab.lm.state_hash == whole.state_hash
