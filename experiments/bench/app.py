@@ -1,0 +1,119 @@
+"""The app: how long its pages take, how long a script run holds up a tab while a job works, and what a session costs.
+
+    python experiments/bench/app.py
+
+Pages are run by streamlit's AppTest in this process, which draws what a browser would draw, without the browser. The
+answers of the sessions that edit at once are compared with those of models that were given the same edits alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import editlab_apps
+import psutil
+from common import write
+from editlab_apps.catalogue import page_files
+from editlab_apps.jobs import JobManager
+from editlab_apps.session import Lab, Models, Source
+from editlab_apps.work import preview
+from streamlit.testing.v1 import AppTest
+
+from editlab import LM, Fact
+
+SCRIPT = Path(editlab_apps.__file__).parent / "streamlit_app.py"
+SESSIONS = {
+    "France": "Rome", "Japan": "Oslo", "Italy": "Cairo", "Germany": "Lima", "Spain": "Tokyo", "Norway": "Madrid",
+    "Egypt": "Paris", "Peru": "Berlin",
+}  # fmt: skip
+
+
+def timed(at: AppTest) -> float:
+    """Seconds of one run of the script."""
+    began = time.perf_counter()
+    at.run()
+    assert not at.exception, [e.value for e in at.exception]
+    return time.perf_counter() - began
+
+
+def pages() -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds of every page's first run, the model being loaded; and of its runs while a job works, the longest."""
+    AppTest.from_file(str(SCRIPT), default_timeout=600).run()
+    first, busy = {}, {}
+    for page in page_files():
+        at = AppTest.from_file(str(SCRIPT), default_timeout=600)
+        at.switch_page(f"views/{page.path.name}")
+        first[page.title] = timed(at)
+    for page in page_files():
+        at = AppTest.from_file(str(SCRIPT), default_timeout=600)
+        at.switch_page("views/edit.py").run()
+        (button,) = (b for b in at.button if b.label == "Preview edit")
+        button.click()
+        longest = timed(at)
+        at.switch_page(f"views/{page.path.name}")
+        while at.session_state["editlab.lab"].job is not None:
+            if at.session_state["editlab.lab"].job.is_live:
+                longest = max(longest, timed(at))
+            else:
+                at.run()
+        busy[page.title] = longest
+    return first, busy
+
+
+def sessions() -> tuple[float, int, int]:
+    """Bytes of a further session with one edit, wrong answers, and answers asked."""
+    models, jobs, source = Models(), JobManager(), Source(os.environ.get("EDITLAB_MODEL"))
+    plain = models.fork(source)
+    prompts = [f"The capital of {country} is" for country in SESSIONS]
+
+    def visit(country: str) -> Lab:
+        lm = models.fork(source)
+        lab = Lab(lm, lm.fork(), source, jobs)
+        fact = Fact(prompt="The capital of {} is", subject=country, target_new=SESSIONS[country])
+        lab.start("edit", "Editing", preview(lm, fact, "rome", {}))
+        while lab.job is not None and lab.job.is_live:
+            lab.job.wait(0.5)
+        lab.collect()
+        edit = lab.outcomes.pop("edit").result.report.entry.edit
+        lab.lm.ledger.apply(edit)
+        return lab
+
+    first = visit(next(iter(SESSIONS)))  # brings what all sessions share into memory
+    before = psutil.Process().memory_info().rss
+    with ThreadPoolExecutor(len(SESSIONS)) as pool:
+        labs = list(pool.map(visit, SESSIONS))
+    each = (psutil.Process().memory_info().rss - before) / len(labs)
+    wrong = 0
+    for lab in [first, *labs]:
+        alone: LM = plain.fork()
+        alone.ledger.apply(lab.lm.ledger.active[0].edit)
+        wrong += sum(a != b for a, b in zip(lab.lm.generate(prompts, 8), alone.generate(prompts, 8), strict=True))
+        wrong += lab.plain.state_hash != plain.base_hash
+    return each, wrong, (len(labs) + 1) * (len(prompts) + 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m")
+    os.environ["EDITLAB_MODEL"] = parser.parse_args().model
+    with TemporaryDirectory() as folder:
+        here = Path.cwd()
+        os.chdir(folder)
+        try:
+            first, busy = pages()
+            each, wrong, asked = sessions()
+        finally:
+            os.chdir(here)
+    for name in first:
+        print(f"{name:10} first content {first[name]:.2f} s   longest run while a job works {busy[name]:.2f} s")
+    print(f"{len(SESSIONS)} sessions at once: {each / 1e6:.1f} MB each with one edit, {wrong} wrong of {asked} checks")
+    write("app", {"first_s": first, "busy_s": busy, "session_bytes": each, "wrong": wrong, "checks": asked})
+
+
+if __name__ == "__main__":
+    main()
