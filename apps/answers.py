@@ -1,13 +1,29 @@
-"""What a model says to a prompt, kept by the state it said it in."""
+"""What models say to prompts: worked out beside the page, and kept by the state of the model that said it.
+
+1. A page asks (`ask`). What is kept is there at once; else a worker begins on it, which no long job holds up.
+2. The page waits for a moment, in which a short answer may come; after that it goes on without.
+3. `watch` stands where the answer will be, says how far it is, and draws the page anew when it has come.
+"""
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from dataclasses import dataclass
 
 import streamlit as st
 
 from editlab.lm import LM
 from editlab.probes.next_token import NextTokens, next_tokens
+from editlab.progress import OnStep
+
+from . import errors
+from .jobs import Job, JobManager, Work
+from .session import Lab
+
+MOMENT = 0.2  # seconds that a script run waits
+KEPT = 256
+EVERY = "0.4s"
 
 
 @dataclass(frozen=True)
@@ -18,20 +34,90 @@ class Answer:
     tokens: NextTokens
 
 
-def answer(lm: LM, prompt: str, max_new_tokens: int, *, greedy: bool = True) -> Answer:
-    """What `lm` says; if not greedy, one sample.
+class Answers:
+    """The process's answers, the latest ones kept, and the worker that works them out."""
+
+    def __init__(self) -> None:
+        self._jobs = JobManager()
+        self._kept: OrderedDict[str, Job] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(self, key: str) -> Job | None:
+        """The answer under this key, come or on its way."""
+        with self._lock:
+            job = self._kept.get(key)
+            if job is None or job.is_cancelled:
+                return None
+            self._kept.move_to_end(key)
+            return job
+
+    def begin(self, key: str, work: Work) -> Job:
+        """Have an answer worked out, unless another session has asked for the same meanwhile."""
+        with self._lock:
+            job = self._kept.get(key)
+            if job is None or job.is_cancelled:
+                job = self._kept[key] = self._jobs.submit(key, "Answering", work)
+            while len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+            return job
+
+
+@st.cache_resource(show_spinner=False)
+def answers() -> Answers:
+    """The process's answers."""
+    return Answers()
+
+
+def ask(
+    lab: Lab, place: str, lm: LM, prompt: str, max_new_tokens: int, *, first: int | None = None, sample: int = 0
+) -> Answer | None:
+    """What `lm` says, or None if that takes longer than a moment.
+
+    Args:
+        place: where on the page it stands; what was asked for there before and is not wanted any more is cancelled.
+        first: only this many of the active edits are in force.
+        sample: 0 for the most probable tokens, else which sample.
 
     Raises:
         RequestError: the prompt is empty.
     """
-    return _answer(lm, (lm.name, lm.tokenizer_hash, lm.state_hash), prompt, max_new_tokens, greedy)
+    count = len(lm.ledger.active) if first is None else first
+    order = [entry.id for entry in lm.ledger.active[:count]]
+    key = repr((lm.name, lm.tokenizer_hash, lm.state_hash, order, prompt, max_new_tokens, sample))
+    job = answers().of(key) or answers().begin(key, _work(lm.fork(), count, prompt, max_new_tokens, sample))
+    before = lab.asked.get(place)
+    if before is not None and before is not job:
+        before.cancel()
+    lab.asked[place] = job
+    if not job.wait(MOMENT):
+        return None
+    if job.error is not None:
+        raise job.error
+    answer: Answer = job.result
+    return answer
 
 
-@st.cache_data(max_entries=256, show_spinner=False)
-def _answer(_lm: LM, state: tuple[str, ...], prompt: str, max_new_tokens: int, greedy: bool) -> Answer:
-    tokens = next_tokens(_lm, prompt)
-    options = {} if greedy else {"do_sample": True}
-    return Answer(_lm.generate(prompt, max_new_tokens, **options)[0], tokens)
+def watch(lab: Lab, *places: str) -> None:
+    """Stand in for answers that are on their way."""
+    st.fragment(_watch, run_every=EVERY)(lab, places)
+
+
+def _watch(lab: Lab, places: tuple[str, ...]) -> None:
+    live = [lab.asked[place] for place in places if lab.asked[place].is_live]
+    if not live:
+        st.rerun()
+    st.caption(errors.plain("; ".join(job.text for job in live)))
+
+
+def _work(twin: LM, count: int, prompt: str, max_new_tokens: int, sample: int) -> Work:
+    def work(on_step: OnStep) -> Answer:
+        for entry in twin.ledger.active[count:][::-1]:
+            twin.undo(entry.id)
+        tokens = next_tokens(twin, prompt)
+        options = {"do_sample": True} if sample else {}
+        return Answer(twin.generate(prompt, max_new_tokens, on_step=on_step, **options)[0], tokens)
+
+    return work
 
 
 def as_chat(lm: LM, prompt: str) -> str:

@@ -51,6 +51,11 @@ class Job:
         return not self._ended.is_set()
 
     @property
+    def is_cancelled(self) -> bool:
+        """It was told to end, and may still be doing so."""
+        return self._cancelled.is_set()
+
+    @property
     def step(self) -> StepInfo | None:
         """The latest step that was reported."""
         return self._step

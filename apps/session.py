@@ -17,11 +17,12 @@ from typing import Any
 import streamlit as st
 
 from editlab.errors import EditlabError
+from editlab.facts import Fact
 from editlab.lm import LM
-from editlab.progress import OnStep, silent
+from editlab.progress import OnStep, StepInfo, silent
 
 from . import errors
-from .examples import example_for
+from .examples import EXAMPLES, example_for
 from .jobs import Job, JobManager, Work
 
 LAB, FAILURE = "editlab.lab", "editlab.failure"
@@ -47,9 +48,19 @@ class Models:
     """The base model that was loaded last; sessions that fork an older one keep that alive themselves."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._stamp: tuple[Any, ...] | None = None
         self._base: LM | None = None
+        self._example = EXAMPLES[0]
+
+    def begin(self, source: Source, on_step: OnStep = silent) -> tuple[LM, Fact]:
+        """A view of the model without edits, and a fact that it knows.
+
+        Raises:
+            EditlabError: it cannot be loaded, or is not supported.
+        """
+        with self._lock:
+            return self.fork(source, on_step), self._example
 
     def fork(self, source: Source, on_step: OnStep = silent) -> LM:
         """A view of the model without edits, loading it if it is not the one that is there.
@@ -62,7 +73,8 @@ class Models:
             if self._base is None or stamp != self._stamp:
                 base = LM.from_pretrained(source.name, dtype=source.dtype, device=source.device, on_step=on_step)
                 _ = base.adapter, base.base_hash  # an unsupported structure is refused here
-                self._base, self._stamp = base, stamp
+                on_step(StepInfo("trying an example", 0))
+                self._base, self._stamp, self._example = base, stamp, example_for(base)
             return self._base.fork()
 
 
@@ -83,22 +95,22 @@ class Lab:
         outcomes: of the last job of each slot. working_on: the slot of the latest job.
         reports: of the edits that were kept, by entry.
         saved: the state that was last written to a run folder.
+        asked: the latest answer of each place on a page, come or on its way.
     """
 
     lm: LM
     plain: LM
     source: Source
     jobs: JobManager
+    example: Fact = EXAMPLES[0]
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     reports: dict[str, Any] = field(default_factory=dict)
     saved: str = ""
     job: Job | None = None
+    asked: dict[str, Job] = field(default_factory=dict)
     working_on: str = ""
     _then: Callable[[Any], None] | None = None
-
-    def __post_init__(self) -> None:
-        self.example = example_for(self.plain)
 
     @property
     def state(self) -> str:
@@ -179,9 +191,8 @@ def load(source: Source) -> None:
     place = st.empty()
     try:
         with place.status("Loading the model", expanded=True) as status:
-            lm = models().fork(source, lambda step: status.update(label=step.task.capitalize()))
-            status.update(label="Comparing an example")
-            st.session_state[LAB] = Lab(lm, lm.fork(), source, job_manager())
+            lm, example = models().begin(source, lambda step: status.update(label=step.task.capitalize()))
+            st.session_state[LAB] = Lab(lm, lm.fork(), source, job_manager(), example)
         st.session_state.pop(FAILURE, None)
     except Exception as error:
         st.session_state[FAILURE] = error

@@ -27,7 +27,7 @@ from editlab.hooks.cone import Cone
 from editlab.hooks.detect import detect
 from editlab.hooks.routing import Routes
 from editlab.hooks.session import Captured, Output, Session
-from editlab.progress import OnStep, silent
+from editlab.progress import OnStep, StepInfo, silent
 from editlab.state.ledger import Entry, Ledger
 from editlab.state.packs import apply_pack, read_pack, save_pack
 from editlab.state.weights import WeightView
@@ -247,8 +247,17 @@ class LM:
         with self.session() as s, torch.no_grad():
             return s.run(cone, read=read)
 
-    def generate_ids(self, batch: Batch, max_new_tokens: int, **options: Any) -> list[list[int]]:
+    def generate_ids(
+        self, batch: Batch, max_new_tokens: int, *, on_step: OnStep = silent, **options: Any
+    ) -> list[list[int]]:
         """New token ids per row, greedy unless `options` say otherwise, cut at the end-of-sequence token."""
+
+        def report(ids: Tensor, *_: Any, **__: Any) -> Tensor:
+            on_step(StepInfo("answering", ids.shape[1] - batch.width, max_new_tokens, "tokens"))
+            return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+        if on_step is not silent:
+            options["stopping_criteria"] = [*options.get("stopping_criteria", ()), report]
         with self.session() as s:
             new = s.generate(batch, max_new_tokens, **options)
         ends = self.model.generation_config.eos_token_id
@@ -260,13 +269,19 @@ class LM:
         return rows
 
     def generate(
-        self, texts: str | Sequence[str], max_new_tokens: int = 20, *, sink: bool = False, **options: Any
+        self,
+        texts: str | Sequence[str],
+        max_new_tokens: int = 20,
+        *,
+        sink: bool = False,
+        on_step: OnStep = silent,
+        **options: Any,
     ) -> list[str]:
-        """Continuations of the texts, greedy unless `options` say otherwise."""
+        """Continuations of the texts, greedy unless `options` say otherwise; `on_step` is told of every token."""
         batch = self.encode(texts, sink=sink)
         return [
             self.tokenizer.decode(r, skip_special_tokens=True)
-            for r in self.generate_ids(batch, max_new_tokens, **options)
+            for r in self.generate_ids(batch, max_new_tokens, on_step=on_step, **options)
         ]
 
     # -- editing ------------------------------------------------------------------------------------

@@ -7,13 +7,12 @@ from collections import Counter
 import pandas as pd
 import streamlit as st
 
-from editlab.lm import LM
 from editlab.state.ledger import Entry
 
-from .. import downloads, errors, links, panel, session, work
-from ..answers import answer
+from .. import answers, downloads, errors, links, panel, session, work
 
 SLOT = "edit.replay"
+PLACE = "ledger.state"
 
 
 def draw(lab: session.Lab) -> None:
@@ -112,18 +111,10 @@ def _states(lab: session.Lab) -> None:
         count = 0
         columns[1].caption("No edit is active.")
     with errors.shown():
-        said = answer(_after(lab.lm, count), prompt, 12)
+        said = answers.ask(lab, PLACE, lab.lm, prompt, 12, first=count)
+        if said is None:
+            answers.watch(lab, PLACE)
+            return
         st.code(said.text.strip() or "(nothing)", language=None, wrap_lines=True)
         names = ", ".join(entry.id for entry in active[:count]) or "none: the base"
         st.caption(f"Edits in force: {names}.")
-
-
-def _after(lm: LM, count: int) -> LM:
-    """The model with its first `count` active edits."""
-    active = lm.ledger.active
-    if count == len(active):
-        return lm
-    twin = lm.fork()
-    for entry in active[count:][::-1]:
-        twin.undo(entry.id)
-    return twin

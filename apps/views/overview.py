@@ -6,12 +6,15 @@ from typing import Any
 
 import pandas as pd
 import streamlit as st
-from editlab_apps import card, commands, downloads, errors, links, session, work
-from editlab_apps.answers import Answer, answer, as_chat
+from editlab_apps import answers, card, commands, downloads, errors, links, session, work
+from editlab_apps.answers import Answer
 
 TITLE = "Overview"
 SECTION = "Model"
 ORDER = 0
+
+BASE, EDITED = "Base model", "With your edits"  # the places where answers stand
+SAMPLE = "ov.sample"
 
 
 def page() -> None:
@@ -59,14 +62,20 @@ def _try_it(lab: session.Lab) -> None:
             **links.bound("ov_chat"),
             help="As a turn of a conversation." if has_chat else "This model's tokenizer has no chat template.",
         )
-        columns[3].form_submit_button("Answer", type="primary", width="stretch")
+        wanted = columns[3].form_submit_button("Answer", type="primary", width="stretch")
     links.check("ov_tokens", "new tokens", tokens, "1 to 256")
+    if wanted or SAMPLE not in st.session_state:
+        st.session_state[SAMPLE] = st.session_state.get(SAMPLE, 0) + 1  # each press draws another one
+    sample = 0 if greedy else st.session_state[SAMPLE]
     with errors.shown():
-        text = as_chat(lab.lm, prompt) if in_chat and has_chat else prompt
-        base = answer(lab.plain, text, tokens, greedy=greedy)
-        states = {"Base model": base}
-        if lab.lm.ledger.active:
-            states["With your edits"] = answer(lab.lm, text, tokens, greedy=greedy)
+        text = answers.as_chat(lab.lm, prompt) if in_chat and has_chat else prompt
+        models = {BASE: lab.plain} | ({EDITED: lab.lm} if lab.lm.ledger.active else {})
+        said = {name: answers.ask(lab, name, lm, text, tokens, sample=sample) for name, lm in models.items()}
+        states = {name: answer for name, answer in said.items() if answer is not None}
+        if len(states) < len(models):
+            answers.watch(lab, *models)
+            return
+        base = states[BASE]
         columns = st.columns(2)
         for column, (name, said) in zip(columns, states.items(), strict=False):
             with column:

@@ -33,10 +33,15 @@ class App:
         return self.run()
 
     def run(self) -> App:
-        """Run the script; anything that it did not catch fails the test."""
+        """Run the script until answers have come; anything that it did not catch fails the test."""
         self.at.run()
         assert not self.at.exception, [e.value for e in self.at.exception]
-        return self
+        lab = self.lab if "editlab.lab" in self.at.session_state else None
+        coming = [job for job in lab.asked.values() if job.is_live] if lab is not None else []
+        if not coming:
+            return self
+        assert all(job.wait(PATIENCE) for job in coming), "an answer did not come"
+        return self.run()
 
     def click(self, label: str) -> App:
         """Press the first enabled button with this label."""
