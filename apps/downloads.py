@@ -14,6 +14,7 @@ import pandas as pd
 import streamlit as st
 
 from editlab.lm import LM
+from editlab.state.packs import save_pack
 
 
 def csv(label: str, table: Callable[[], pd.DataFrame], name: str) -> None:
@@ -30,6 +31,17 @@ def json_file(label: str, data: Callable[[], Any], name: str) -> None:
         lambda: json.dumps(data(), ensure_ascii=False, indent=1, default=str).encode(),
         f"{name}.json",
         "application/json",
+        on_click="ignore",
+    )
+
+
+def notebook(label: str, made: Callable[[], dict[str, Any]], name: str) -> None:
+    """A button for a Jupyter notebook."""
+    st.download_button(
+        label,
+        lambda: json.dumps(made(), ensure_ascii=False, indent=1).encode(),
+        f"{name}.ipynb",
+        "application/x-ipynb+json",
         on_click="ignore",
     )
 
@@ -51,12 +63,12 @@ def folder(label: str, path: Path) -> None:
     st.download_button(label, lambda: zipped(path), f"{path.name}.zip", "application/zip", on_click="ignore")
 
 
-def pack(label: str, lm: LM, name: str) -> None:
-    """A button for the ledger as an edit pack."""
+def pack(label: str, lm: LM, name: str, only: list[str] | None = None) -> None:
+    """A button for the ledger, or some of its entries, as an edit pack."""
 
     def made() -> bytes:
         with TemporaryDirectory() as temporary:
-            return zipped(lm.save_edits(Path(temporary) / name))
+            return zipped(save_pack(Path(temporary) / name, lm.ledger, lm.name, only=only))
 
     st.download_button(label, made, f"{name}.zip", "application/zip", on_click="ignore", disabled=not len(lm.ledger))
 

@@ -8,11 +8,14 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 
 import streamlit as st
 
 from editlab.errors import EditlabError, Interrupted
 from editlab.models.load import is_out_of_memory
+
+from .sharing import shareable
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#+.!|$~<>:-])")
 
@@ -22,12 +25,17 @@ def plain(text: str) -> str:
     return _MARKUP.sub(r"\\\1", text)
 
 
+def said(text: str) -> str:
+    """A message of the library as it is shown here."""
+    return plain(shareable(text))
+
+
 def show(error: Exception) -> None:
     """One error, in the place where the result would have been."""
     if isinstance(error, Interrupted):
-        st.info(plain(error.fix), title=plain(error.what))
+        st.info(said(error.fix), title=said(error.what))
     elif isinstance(error, EditlabError):
-        st.error(plain(error.fix) or "Change the request and try again.", title=plain(error.what))
+        st.error(said(error.fix) or "Change the request and try again.", title=said(error.what))
     elif is_out_of_memory(error):
         st.error("Try a smaller batch, a smaller model, or close other programs.", title="Memory ran out.")
     else:
@@ -49,5 +57,6 @@ def _report(error: Exception) -> str:
     """Versions and the places of the traceback; no message, which may quote a user's text."""
     libraries = ("editlab", "streamlit", "torch", "transformers")
     lines = [f"Python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in libraries)]
-    lines += [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines += [f"{'/'.join(Path(f.filename).parts[-3:])}:{f.lineno} {f.name}" for f in frames]
     return "\n".join([*lines, type(error).__name__])

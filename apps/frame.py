@@ -5,7 +5,8 @@ from __future__ import annotations
 import streamlit as st
 
 from . import errors, links, panel, work
-from .session import LAB, Lab, is_shared
+from .session import LAB, Lab
+from .sharing import shareable
 
 SHOWN = 5  # entries in the popover
 
@@ -61,7 +62,7 @@ def _save(lab: Lab) -> None:
         with errors.shown():
             folder = work.save_ledger(lab.lm, lab.reports.values(), lab.runs_root)
             lab.saved = lab.state
-            st.toast(f"Saved: {folder.name if is_shared() else folder}")
+            st.toast(f"Saved: {shareable(str(folder))}")
             st.rerun()
     if lab.is_unsaved:
         st.caption("Edits live in this tab until saved.")

@@ -24,6 +24,7 @@ from editlab.progress import OnStep, StepInfo, silent
 from . import errors
 from .examples import EXAMPLES, example_for
 from .jobs import Job, JobManager, Work
+from .sharing import is_shared, shareable
 
 LAB, FAILURE = "editlab.lab", "editlab.failure"
 
@@ -73,6 +74,7 @@ class Models:
             if self._base is None or stamp != self._stamp:
                 base = LM.from_pretrained(source.name, dtype=source.dtype, device=source.device, on_step=on_step)
                 _ = base.adapter, base.base_hash  # an unsupported structure is refused here
+                base.name = shareable(base.name)
                 on_step(StepInfo("trying an example", 0))
                 self._base, self._stamp, self._example = base, stamp, example_for(base)
             return self._base.fork()
@@ -171,11 +173,6 @@ def models() -> Models:
 def job_manager() -> JobManager:
     """The process's worker."""
     return JobManager()
-
-
-def is_shared() -> bool:
-    """Several people use this server: no folder of its machine may be named."""
-    return os.environ.get("EDITLAB_APP_SHARED") == "1"
 
 
 def begin() -> None:

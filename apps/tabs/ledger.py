@@ -13,6 +13,7 @@ from .. import answers, downloads, errors, links, panel, session, work
 
 SLOT = "edit.replay"
 PLACE = "ledger.state"
+TABLE, CHOSEN = "ed_entries", "ed_entry"
 
 
 def draw(lab: session.Lab) -> None:
@@ -29,12 +30,22 @@ def draw(lab: session.Lab) -> None:
         hide_index=True,
         height="content",
         alt=f"The ledger: {len(lab.lm.ledger.active)} of {len(entries)} edits active",
+        key=TABLE,
+        on_select=lambda: _take_selected(entries),
+        selection_mode="single-row",
     )
     if panel.progress(lab, SLOT):
         return
     session.show_outcome_error(lab.outcomes.get(SLOT))
     _change(lab, entries)
     _states(lab)
+
+
+def _take_selected(entries: list[Entry]) -> None:
+    """The row that was clicked becomes the entry that the buttons are about."""
+    rows = st.session_state[TABLE]["selection"]["rows"]
+    if rows:
+        st.session_state[CHOSEN] = entries[rows[0]].id
 
 
 def _table(entries: list[Entry]) -> pd.DataFrame:
@@ -73,7 +84,7 @@ def _change(lab: session.Lab, entries: list[Entry]) -> None:
         list(by_id),
         index=len(by_id) - 1,
         format_func=lambda i: f"{i}  {by_id[i].edit.summary}",
-        key="ed_entry",
+        key=CHOSEN,
     )
     entry = by_id[chosen]
     later = [e for e in entries[entries.index(entry) + 1 :] if e.is_active]
@@ -96,7 +107,21 @@ def _change(lab: session.Lab, entries: list[Entry]) -> None:
             with errors.shown():
                 lab.lm.redo(entry.id)
                 st.rerun()
-        downloads.pack("Edit pack (zip)", lab.lm, f"edits-{lab.lm.base_hash[:8]}")
+        if entry.edit.requests:
+            st.button(
+                "Duplicate to Single", on_click=_duplicate, args=(entry,), help="Its fact and method in the form."
+            )
+        downloads.pack("This edit (zip)", lab.lm, f"edit-{entry.id}", only=[entry.id])
+        downloads.pack("Whole ledger (zip)", lab.lm, f"edits-{lab.lm.base_hash[:8]}")
+
+
+def _duplicate(entry: Entry) -> None:
+    """Fill the Single tab's form; a callback, because these widgets have been drawn when the button is."""
+    request = entry.edit.requests[0]
+    filled = {"ed_method": entry.edit.method, "ed_subject": request["subject"], "ed_target": request["target_new"]}
+    filled |= {"ed_prompt": request["prompt"].replace("{}", request["subject"])}
+    filled |= {"ed_true": request.get("target_true") or "", "ed_tab": "Single"}
+    st.session_state.update(filled)
 
 
 def _states(lab: session.Lab) -> None:

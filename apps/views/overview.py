@@ -8,6 +8,7 @@ import pandas as pd
 import streamlit as st
 from editlab_apps import answers, card, commands, downloads, errors, links, session, work
 from editlab_apps.answers import Answer
+from editlab_apps.sharing import is_shared
 
 TITLE = "Overview"
 SECTION = "Model"
@@ -119,7 +120,7 @@ def _tokens(name: str, said: Answer) -> None:
 
 
 def _load(lab: session.Lab | None) -> None:
-    shared = session.is_shared()
+    shared = is_shared()
     with st.form("ov_model"):
         name = st.selectbox(
             "Model",

@@ -7,12 +7,13 @@ from typing import Any
 
 import pandas as pd
 import streamlit as st
-from editlab_apps import commands, downloads, errors, links, panel, session, work
-from editlab_apps.tabs import batch
+from editlab_apps import commands, downloads, errors, links, notebooks, panel, session, work
+from editlab_apps.sharing import is_shared
+from editlab_apps.tabs import batch, compare
 
 from editlab import viz
-from editlab.evaluation.compare import compare
 from editlab.evaluation.results import Evaluation
+from editlab.runs import read_run
 from editlab.runs.records import RunRecord, list_runs
 
 TITLE = "Runs"
@@ -38,20 +39,21 @@ def page() -> None:
     if not runs:
         st.info(
             "A trace, a batch of edits, or Save work makes one.",
-            title=f"There is no run in {'your folder' if session.is_shared() else lab.runs_root.absolute()} yet.",
+            title=f"There is no run in {'your folder' if is_shared() else lab.runs_root.absolute()} yet.",
         )
         return
     _list(runs)
     running = panel.progress(lab, SLOT) or panel.progress(lab, batch.SLOT)
-    if not running and lab.outcomes.get(SLOT) is not None:
-        session.show_outcome_error(lab.outcomes[SLOT])
-    tabs = st.tabs(["Open", "Compare two"], on_change="rerun", **links.bound("rn_tab"))
+    if not running:
+        for slot in (SLOT, batch.SLOT):
+            session.show_outcome_error(lab.outcomes.get(slot))
+    tabs = st.tabs(["Open", "Compare"], on_change="rerun", **links.bound("rn_tab"))
     if tabs[0].open:
         with tabs[0]:
             _open(lab, runs)
     if tabs[1].open:
         with tabs[1]:
-            _compare(runs)
+            compare.draw(runs)
 
 
 def _list(runs: list[RunRecord]) -> None:
@@ -94,18 +96,19 @@ def _open(lab: session.Lab, runs: list[RunRecord]) -> None:
     run = by_name[str(name)]
     if run.headline:
         st.markdown(errors.plain(run.headline))
-    other = run.manifest.get("base", {}).get("hash", lab.lm.base_hash) != lab.lm.base_hash
+    made_on, loaded = run.manifest.get("base", {}).get("hash", lab.lm.base_hash), lab.lm.base_hash
+    other = made_on != loaded
     if other:
         st.warning(
-            f"It was made with {errors.plain(str(run.model))}, and {errors.plain(lab.lm.name)} is loaded: it can be "
-            "looked at, but not gone on with or put in force.",
+            f"It was made with {errors.plain(str(run.model))} ({made_on[:8]}), and {errors.plain(lab.lm.name)} "
+            f"({loaded[:8]}) is loaded: it can be looked at, but not gone on with or put in force.",
             title="This run belongs to another model.",
         )
     _buttons(lab, run, other)
     for title, figure in viz.load_figures(run.folder).items():
         alt = run.headline or f"{title} of {run.name}"
         st.plotly_chart(figure, key=f"rn.{run.name}.{title}", alt=alt, config=downloads.image_options(run.name))
-    if (run.folder / "evaluation.json").is_file():
+    if compare.is_evaluation(run):
         with errors.shown():
             found = Evaluation.load(run.folder)
             st.dataframe(summary(found), hide_index=True, height="content", alt="Summary of the evaluation")
@@ -141,7 +144,15 @@ def _buttons(lab: session.Lab, run: RunRecord, other: bool) -> None:
                 with errors.shown():
                     lab.start(SLOT, "Evaluating", work.evaluate(lab.plain, run.folder, lab.runs_root))
                     st.rerun()
+        if run.is_batch and run.state != "interrupted":
+            again = "The same facts, method and settings, from the base."
+            if st.button("Run again", disabled=busy or other, help=again):
+                with errors.shown():
+                    plan, _, facts = read_run(run.folder)
+                    lab.start(batch.SLOT, "Editing a batch", work.batch(lab.plain, facts, plan, lab.runs_root))
+                    st.rerun()
         _open_link(run)
+        downloads.notebook("Notebook", lambda: notebooks.of_run(run), run.name)
         downloads.folder("Run folder (zip)", run.folder)
     st.code(command(run), language="bash", wrap_lines=True)
 
@@ -190,52 +201,6 @@ def summary(found: Evaluation) -> pd.DataFrame:
             for line in found.lines
         ]
     )
-
-
-def _compare(runs: list[RunRecord]) -> None:
-    names = [run.name for run in runs]
-    by_name = {run.name: run for run in runs}
-    evaluated = [run.name for run in runs if (run.folder / "evaluation.json").is_file()]
-    first, second = (evaluated or names)[0], (evaluated[1:] or names[1:] or names)[0]
-    columns = st.columns(2)
-    a = columns[0].selectbox("First", names, index=names.index(first), key="rn_a")
-    b = columns[1].selectbox("Second", names, index=names.index(second), key="rn_b")
-    if a == b:
-        st.info("Choose two different runs.")
-        return
-    left, right = by_name[a], by_name[b]
-    differs = differences(left.manifest, right.manifest)
-    st.markdown("**What differs in how they were made**")
-    st.dataframe(differs, hide_index=True, height="content", alt="Settings that differ")
-    if not {a, b} <= set(evaluated):
-        missing = [name for name in (a, b) if name not in evaluated]
-        st.info(
-            f"{errors.plain(' and '.join(missing))}: open it and press Evaluate.",
-            title="Scores can be compared only between evaluations.",
-        )
-        return
-    with errors.shown():
-        found = compare(Evaluation.load(left.folder), Evaluation.load(right.folder))
-        for remark in found.remarks:
-            st.warning(errors.plain(remark))
-        st.markdown("**Scores**: second minus first over shared items; p from a paired permutation test")
-        st.dataframe(found.to_pandas(), hide_index=True, height="content", alt="Scores of both, and their difference")
-        st.code(commands.of_folder("runs compare", left.folder, right.folder), language="bash", wrap_lines=True)
-
-
-def differences(a: dict[str, Any], b: dict[str, Any]) -> pd.DataFrame:
-    """The settings, models and versions that are not the same in two manifests."""
-    flat = [_flat({k: m.get(k) for k in ("kind", "config", "base", "dtype", "device", "versions")}) for m in (a, b)]
-    rows = [(k, *(str(f.get(k, "")) for f in flat)) for k in flat[0] | flat[1] if flat[0].get(k) != flat[1].get(k)]
-    return pd.DataFrame(rows, columns=["setting", "first", "second"])
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, inner in value.items():
-        name = f"{prefix}{key}"
-        out |= _flat(inner, f"{name}.") if isinstance(inner, dict) else {name: inner}
-    return out
 
 
 page()

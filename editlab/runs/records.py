@@ -41,6 +41,11 @@ class RunRecord:
         return self.folder.name
 
     @property
+    def is_batch(self) -> bool:
+        """It has a journal, with its plan and its facts."""
+        return (self.folder / JOURNAL).is_file()
+
+    @property
     def written(self) -> str | None:
         """UTC time, ISO 8601."""
         return self.manifest.get("written")
