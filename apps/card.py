@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from editlab import registry
 from editlab.edits.presets import preset
 from editlab.errors import ConfigError
 from editlab.lm import LM
 from editlab.models.registry import entries
+
+from . import methods
 
 HEADLINES = ("Layers", "Width", "Heads", "Parameters", "Memory")
 
@@ -42,14 +43,13 @@ def facts(lm: LM) -> dict[str, Any]:
 def capabilities(lm: LM) -> list[dict[str, str]]:
     """What works with this model, a "no" with its reason."""
     rows = [{"what": "locate", "works": "yes", "note": "causal tracing of residual, MLP and attention"}]
-    for name in registry.names():
-        try:
-            registry.get(name)
-            tuned = preset(lm.adapter)
-            note = "with settings tuned for it" if tuned and name in tuned.methods else "with default settings"
-            rows.append({"what": f"edit with {name}", "works": "yes", "note": note})
-        except ConfigError as error:
-            rows.append({"what": f"edit with {name}", "works": "no", "note": error.what})
+    tuned = preset(lm.adapter)
+    for name, method in methods.found().items():
+        if isinstance(method, ConfigError):
+            rows.append({"what": f"edit with {name}", "works": "no", "note": method.what})
+            continue
+        note = "with settings tuned for it" if tuned and name in tuned.methods else "with default settings"
+        rows.append({"what": f"edit with {name}", "works": "yes", "note": note})
     chat = bool(lm.tokenizer.chat_template)
     rows.append(
         {

@@ -73,7 +73,8 @@ class Models:
             stamp = source.stamp
             if self._base is None or stamp != self._stamp:
                 base = LM.from_pretrained(source.name, dtype=source.dtype, device=source.device, on_step=on_step)
-                _ = base.adapter, base.base_hash  # an unsupported structure is refused here
+                # An unsupported structure is refused here, and every session's fork knows the rest.
+                _ = base.adapter, base.base_hash, base.tokenizer_hash, base.sink
                 base.name = shareable(base.name)
                 on_step(StepInfo("trying an example", 0))
                 self._base, self._stamp, self._example = base, stamp, example_for(base)

@@ -366,8 +366,7 @@ class LM:
     def fork(self) -> LM:
         """Another LM on the same base with the same edits; what happens to one does not touch the other."""
         with self._lock:
-            twin = object.__new__(LM)
-            twin._start(self._view.fork, lambda: self.tokenizer, self.name, self.adapter)
+            twin = self._twin(self._view.fork())
             twin.ledger = self.ledger.fork(twin._view)
             return twin
 
@@ -376,11 +375,17 @@ class LM:
         if not self.ledger.active:
             return self
         with self._lock:
-            twin = object.__new__(LM)
             view = self._view.fork()
             view.write_all(dict.fromkeys(view.edited))
-            twin._start(lambda: view, lambda: self.tokenizer, self.name, self.adapter)
-            return twin
+            return self._twin(view)
+
+    def _twin(self, view: WeightView) -> LM:
+        """An LM on another view, with what is already known of the tokenizer; it does not keep this one alive."""
+        twin = object.__new__(LM)
+        twin._start(lambda: view, self._read_tokenizer, self.name, self.adapter)
+        known = ("tokenizer", "tokenizer_hash", "adds_bos", "sink")
+        twin.__dict__ |= {name: self.__dict__[name] for name in known if name in self.__dict__}
+        return twin
 
     def locate(
         self,

@@ -9,13 +9,12 @@ from typing import Any
 
 import streamlit as st
 
-from editlab import registry
 from editlab.config import build
 from editlab.edits.presets import with_preset
 from editlab.errors import ConfigError
 from editlab.lm import LM
 
-from .. import forms, links
+from .. import forms, links, methods
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Chosen:
 
 def pick(key: str, default: str) -> str:
     """A select box of the methods; outside of a form, because the form depends on it."""
-    names = registry.names()
+    names = list(methods.found())
     method = st.selectbox("Method", names, index=names.index(default), **links.bound(key))
     links.check(key, "method", method, f"there are {', '.join(names)}")
     return str(method)
@@ -36,7 +35,7 @@ def pick(key: str, default: str) -> str:
 
 def summary(method: str) -> str:
     """What the method's module says of itself, in one sentence."""
-    text = inspect.getdoc(registry.get(method)) or ""
+    text = inspect.getdoc(methods.module(method)) or ""
     return " ".join(re.split(r"(?<=\.)\s", text, maxsplit=1)[0].split())
 
 
@@ -59,7 +58,7 @@ def settings_form(lm: LM, method: str, prefix: str, layers_key: str) -> tuple[st
     Raises:
         ConfigError: a text cannot be read as a value.
     """
-    model = registry.get(method).Config
+    model = methods.module(method).Config
     defaults = with_preset(lm.adapter, method, {})
     usual = forms.usual_fields(method, model)
     rest = [name for name in model.model_fields if name not in (*usual, *forms.PLACES)]
@@ -82,7 +81,7 @@ def checked(lm: LM, method: str, layers: str, changed: dict[str, Any]) -> Chosen
     Raises:
         ConfigError: a layer that the model lacks, or an invalid setting.
     """
-    model = registry.get(method).Config
+    model = methods.module(method).Config
     found = forms.read_layers(layers)
     for layer in found or ():
         if layer >= lm.adapter.n_layers:
@@ -93,3 +92,9 @@ def checked(lm: LM, method: str, layers: str, changed: dict[str, Any]) -> Chosen
     settings = {**forms.place_settings(model, found), **changed}
     build(model, with_preset(lm.adapter, method, settings), f"method '{method}'")
     return Chosen(method, settings)
+
+
+def own_default(method: str, name: str) -> Any:
+    """A setting's own default, in the form in which an edit keeps it."""
+    found = methods.module(method).Config.model_fields[name]
+    return found.get_default(call_default_factory=True)

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from editlab import registry, viz
+from editlab import viz
 from editlab.data.formats import read_fact
 from editlab.facts import Fact
 from editlab.report import EditReport
@@ -222,7 +222,9 @@ def _routing(found: work.Preview) -> None:
 def _take_away(lab: session.Lab, found: work.Preview) -> None:
     report = found.report
     fact: Fact = report.fact
-    settings = {k: v for k, v in report.entry.edit.config.items() if v != registry_default(report.entry.edit.method, k)}
+    settings = {
+        k: v for k, v in report.entry.edit.config.items() if v != methods.own_default(report.entry.edit.method, k)
+    }
     with st.container(horizontal=True):
         downloads.csv("CSV", report.to_pandas, "edit")
         downloads.json_file(
@@ -232,9 +234,3 @@ def _take_away(lab: session.Lab, found: work.Preview) -> None:
         downloads.html("HTML", lambda: viz.page_html(fact.text, report._repr_html_(), [figure]), "edit")
     with st.expander("The same on the command line"):
         st.code(commands.edit(lab.lm.name, fact, report.entry.edit.method, settings), language="bash", wrap_lines=True)
-
-
-def registry_default(method: str, name: str) -> Any:
-    """A setting's own default, in the form in which an edit keeps it."""
-    found = registry.get(method).Config.model_fields[name]
-    return found.get_default(call_default_factory=True)
