@@ -37,9 +37,13 @@ def locate(model: str, asked: Mapping[str, Any], settings: Mapping[str, Any]) ->
     words = ["editlab", "locate", "--model", model]
     for option in ("prompt", "subject", "answer"):
         words += [f"--{option}", str(asked[option])] if asked.get(option) else []
-    own = {name: settings[name] for name in ("kind", "seed") if name in settings}
-    words += [word for name, value in own.items() for word in (f"--{name}", str(value))]
-    return shlex.join([*words, *_overrides({k: v for k, v in settings.items() if k not in own})])
+    return shlex.join([*words, *_tracing(settings)])
+
+
+def locate_file(model: str, file: str, limit: int, settings: Mapping[str, Any]) -> str:
+    """Trace the facts of a file."""
+    words = ["editlab", "locate", "--model", model, "--file", file, "--limit", str(limit)]
+    return shlex.join([*words, *_tracing(settings)])
 
 
 def generate(model: str, prompt: str, max_new_tokens: int) -> str:
@@ -51,6 +55,12 @@ def generate(model: str, prompt: str, max_new_tokens: int) -> str:
 def of_folder(verb: str, *folders: Path) -> str:
     """A verb that takes run folders: resume, eval, undo, "runs compare"."""
     return shlex.join(["editlab", *verb.split(), *map(str, folders)])
+
+
+def _tracing(settings: Mapping[str, Any]) -> list[str]:
+    own = {name: settings[name] for name in ("kind", "seed") if name in settings}
+    words = [word for name, value in own.items() for word in (f"--{name}", str(value))]
+    return [*words, *_overrides({k: v for k, v in settings.items() if k not in own})]
 
 
 def _overrides(settings: Mapping[str, Any]) -> list[str]:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from editlab import viz
+from editlab.config import build
 from editlab.evaluation.results import Evaluation
 from editlab.facts import Fact
 from editlab.lm import LM
 from editlab.probes.routing import Routing
-from editlab.probes.trace import Trace
+from editlab.probes.trace import Config, Trace, TraceAverage, trace_many
 from editlab.progress import OnStep
 from editlab.report import EditReport
 from editlab.runs import (
@@ -112,18 +113,32 @@ def locate(lm: LM, asked: Mapping[str, Any], settings: Mapping[str, Any], root: 
 
     def work(on_step: OnStep) -> Ran:
         found: Trace = twin.locate(**asked, on_step=on_step, **settings)
-        folder = run_folder("locate", twin.base_hash, root)
-        viz.save_figures(folder, {"trace": found.plot()})
-        extra = {
-            "headline": found.headline,
-            "suggested_layers": list(found.suggest_layers()),
-            "asked": dict(asked),
-            "model_edits": [e.id for e in twin.ledger.active],
-        }
-        write_table(folder, twin, "locate", found.config.model_dump(mode="json"), found.to_pandas(), extra)
-        return Ran(folder, found, asked)
+        return Ran(_write_trace(twin, found, root, {"asked": dict(asked)}), found, asked)
 
     return work
+
+
+def locate_many(lm: LM, facts: Sequence[Fact], settings: Mapping[str, Any], root: Path) -> Callable[[OnStep], Ran]:
+    """Trace facts and average over them, into a run folder."""
+    twin = lm.fork()
+
+    def work(on_step: OnStep) -> Ran:
+        found = trace_many(twin, facts, build(Config, settings, "the trace"), on_step)
+        left_out = [{"fact": fact, "reason": reason} for fact, reason in found.left_out]
+        return Ran(_write_trace(twin, found, root, {"left_out": left_out}), found)
+
+    return work
+
+
+def _write_trace(lm: LM, found: Trace | TraceAverage, root: Path, extra: Mapping[str, Any]) -> Path:
+    folder = run_folder("locate", lm.base_hash, root)
+    said = {"headline": found.headline, "suggested_layers": list(found.suggest_layers())}
+    edits = [entry.id for entry in lm.ledger.active]
+    config = found.config.model_dump(mode="json")
+    rows = found.to_pandas()
+    return write_table(
+        folder, lm, "locate", config, rows, {**said, **extra, "model_edits": edits}, {"trace": found.plot()}
+    )
 
 
 def evaluate(plain: LM, run: Path, root: Path) -> Callable[[OnStep], Ran]:

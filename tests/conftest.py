@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-pytest_plugins = ["cli_fixtures"]
+pytest_plugins = ["cli_fixtures", "app_fixtures"]
 
 SMALL = {"vocab_size": 97, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False}
 LLAMA = {

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
 import pandas as pd
 import streamlit as st
 
 from editlab import viz
 from editlab.config import build
-from editlab.data.formats import facts_of, load_records
 from editlab.facts import Fact
 from editlab.runs import BatchResult, Plan, StopRules
 from editlab.runs.records import RunRecord, list_runs
 
 from .. import cells, commands, downloads, errors, forms, links, panel, session, work
+from . import facts_file
 from . import method as methods
 
 SLOT = "edit.batch"
@@ -32,10 +27,7 @@ MODES = {
 def draw(lab: session.Lab) -> None:
     """Draw the tab."""
     facts, flawed = _facts(lab)
-    if flawed:
-        st.dataframe(
-            pd.DataFrame([asdict(f) for f in flawed]), hide_index=True, height="content", alt="Rows that are no facts"
-        )
+    facts_file.show_flawed(flawed)
     left, right = st.columns([1, 3], vertical_alignment="bottom")
     with left:
         method = methods.pick("bt_method", "memit")
@@ -52,17 +44,9 @@ def draw(lab: session.Lab) -> None:
 
 
 def _facts(lab: session.Lab) -> tuple[list[Fact], list[cells.Flawed]]:
-    upload = st.file_uploader(
-        "Facts file: JSON, JSONL, CSV or Parquet, in any layout that editlab reads. Without one, the table below.",
-        type=["json", "jsonl", "csv", "parquet", "tsv"],
-        key="bt_file",
-    )
-    if upload is not None:
-        with errors.shown():
-            facts, flawed = read_file(upload.name, upload.getvalue())
-            st.caption(f"{len(facts)} facts read from {errors.plain(upload.name)}.")
-            return facts, flawed
-        return [], []
+    given = facts_file.read("bt_file", "Without one, the table below.")
+    if given is not None:
+        return given
     start = cells.table_of([lab.example])
     table = st.data_editor(
         start,
@@ -80,23 +64,6 @@ def _facts(lab: session.Lab) -> tuple[list[Fact], list[cells.Flawed]]:
         },
     )
     return cells.read_cells(table)
-
-
-def read_file(name: str, data: bytes) -> tuple[list[Fact], list[cells.Flawed]]:
-    """The facts of an uploaded file, and what is wrong with its other rows.
-
-    Raises:
-        EditlabError: it is no file of facts.
-    """
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / Path(name).name
-        path.write_bytes(data)
-        loaded = load_records(path, skip_malformed=True)
-        flawed = [
-            cells.Flawed(int("".join(filter(str.isdigit, p.row)) or 0), f"{p.field}: {p.what}".strip(": "), p.fix)
-            for p in loaded.report.problems
-        ]
-        return facts_of(loaded), flawed
 
 
 def _form(lab: session.Lab, method: str, facts: list[Fact], flawed: list[cells.Flawed]) -> None:
@@ -126,12 +93,8 @@ def _form(lab: session.Lab, method: str, facts: list[Fact], flawed: list[cells.F
             st.rerun()
         with st.expander("The same on the command line"):
             st.code(commands.batch(lab.lm.name, plan), language="bash", wrap_lines=True)
-            downloads.json_lines("facts.jsonl", lambda: _rows(facts), "facts")
+            downloads.json_lines("facts.jsonl", lambda: facts_file.lines(facts), "facts")
     st.caption("A batch starts from the unedited model; your ledger stays as it is.")
-
-
-def _rows(facts: list[Fact]) -> list[str]:
-    return [json.dumps(f.model_dump(mode="json", exclude_defaults=True), ensure_ascii=False) for f in facts]
 
 
 def resume(lab: session.Lab, interrupted: list[RunRecord]) -> None:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from app_driver import App
 from editlab_apps.catalogue import page_files
-from editlab_apps.tabs.batch import read_file
+from editlab_apps.tabs.facts_file import read_file
 
 from editlab import registry
 from editlab.errors import EditlabError

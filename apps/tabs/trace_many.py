@@ -1,0 +1,86 @@
+"""The average of causal traces over many facts, with intervals: layers by the role that a token plays."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from editlab import viz
+from editlab.data.relations import relation
+from editlab.probes.trace import TraceAverage, in_words
+
+from .. import commands, downloads, errors, links, panel, session, work
+from . import facts_file, trace_form
+
+SLOT = "locate.many"
+EXAMPLE, STEM = "capital", "The capital of {} is"  # the facts that are traced where no file is given
+
+
+def draw(lab: session.Lab) -> None:
+    """Draw the tab."""
+    given = facts_file.read("loc_file", f"Without one, facts of the relation '{EXAMPLE}'.")
+    facts, flawed = given if given is not None else (list(relation(EXAMPLE).facts(stem=STEM)), [])
+    facts_file.show_flawed(flawed)
+    with st.form("loc_many"):
+        columns = st.columns(2)
+        count = columns[0].number_input(
+            "Facts, at most",
+            1,
+            None,
+            4,
+            **links.bound("loc_facts"),
+            help="Those that the model answers otherwise are left out.",
+        )
+        with columns[1]:
+            kind = trace_form.kind_field()
+        values = trace_form.settings_fields(lab)
+        wanted = st.form_submit_button("Trace them", type="primary", disabled=lab.job is not None or not facts)
+    links.check("loc_facts", "facts", count, "1 or more")
+    settings = trace_form.chosen(lab, kind, values)
+    if wanted:
+        with errors.shown():
+            lab.start(SLOT, "Tracing facts", work.locate_many(lab.lm, facts[: int(count)], settings, lab.runs_root))
+            st.rerun()
+    with st.expander("The same on the command line"):
+        file = "facts.jsonl"
+        st.code(commands.locate_file(lab.lm.name, file, int(count), settings), language="bash", wrap_lines=True)
+        if given is None:
+            downloads.json_lines(file, lambda: facts_file.lines(facts[: int(count)]), "facts")
+    outcome = lab.outcomes.get(SLOT)
+    if panel.progress(lab, SLOT) or session.show_outcome_error(outcome):
+        return
+    if outcome is None:
+        st.info("Press Trace them: the average with its intervals will stand here.", title="Nothing traced yet.")
+        return
+    _result(outcome.result)
+
+
+def _result(ran: work.Ran) -> None:
+    found: TraceAverage = ran.result
+    st.subheader("Result")
+    columns = st.columns(3)
+    columns[0].metric("Facts traced", len(found.effects))
+    columns[1].metric("Left out", len(found.left_out))
+    columns[2].metric("P clean, corrupted", f"{found.p_clean.mean():.1%}, {found.p_corrupt.mean():.1%}")
+    figure = viz.trace_lines(found)
+    figure.update_layout(title=None, margin={"t": 24, "r": 16}, height=420)
+    if st.toggle("Show as table", key="loc_many_table"):
+        st.dataframe(found.to_pandas().dropna(), hide_index=True, alt="Effect by layer and role of the token")
+    else:
+        config = downloads.image_options(ran.folder.name)
+        st.plotly_chart(figure, key="loc_many_chart", alt=found.headline, config=config)
+    st.caption(errors.plain(found.headline) + " Bands: 95 % bootstrap intervals over facts.")
+    layers = found.suggest_layers()
+    with st.container(border=True, horizontal=True, vertical_alignment="center"):
+        st.write(errors.plain(in_words(layers)))
+        middle = layers[len(layers) // 2]
+        if st.button(f"Use layer {middle} in Edit", key="loc_many_use"):
+            links.go("views/edit.py", {"ed_tab": "Single", "ed_layers": str(middle)})
+    if found.left_out:
+        with st.expander(f"{len(found.left_out)} facts that were left out"):
+            rows = [{"fact": fact, "reason": reason} for fact, reason in found.left_out]
+            st.dataframe(rows, hide_index=True, alt="Facts that were left out, and why")
+    with st.container(horizontal=True):
+        downloads.csv("CSV", found.to_pandas, ran.folder.name)
+        title = f"{len(found.effects)} facts"
+        downloads.html("HTML", lambda: viz.page_html(title, found._repr_html_(), [figure]), ran.folder.name)
+        downloads.folder("Run folder (zip)", ran.folder)

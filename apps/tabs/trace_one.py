@@ -1,0 +1,137 @@
+"""The causal trace of one prompt: a map of layers and tokens, a cell at a time, and the layers that it suggests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from editlab import viz
+from editlab.probes.trace import Trace, in_words
+
+from .. import commands, downloads, errors, links, panel, session, work
+from . import trace_form
+
+SLOT = "locate"
+CHART, LAYER, TOKEN = "loc_chart", "loc_layer", "loc_token"
+
+
+def draw(lab: session.Lab) -> None:
+    """Draw the tab."""
+    asked, settings, wanted = _form(lab)
+    if wanted:
+        with errors.shown():
+            lab.start(SLOT, "Tracing", work.locate(lab.lm, asked, settings, lab.runs_root))
+            st.rerun()
+    outcome = lab.outcomes.get(SLOT)
+    if panel.progress(lab, SLOT) or session.show_outcome_error(outcome):
+        return
+    if outcome is None:
+        st.info("Press Trace: the map of layers and tokens will stand here.", title="Nothing traced yet.")
+        return
+    _result(outcome.result)
+
+
+def _form(lab: session.Lab) -> tuple[dict[str, Any], dict[str, Any], bool]:
+    example = lab.example
+    with st.form("loc_form"):
+        prompt = st.text_input("Prompt", example.text, **links.text("loc_prompt"), help="Ends where the answer begins.")
+        columns = st.columns(3)
+        subject = columns[0].text_input(
+            "Subject", example.subject, **links.text("loc_subject"), help="Must stand in the prompt, once."
+        )
+        answer = columns[1].text_input(
+            "Answer", "", placeholder="what the model says", **links.text("loc_answer"), help="Its first token counts."
+        )
+        with columns[2]:
+            kind = trace_form.kind_field()
+        values = trace_form.settings_fields(lab)
+        wanted = st.form_submit_button("Trace", type="primary", disabled=lab.job is not None)
+    asked = {"prompt": prompt, "subject": subject, "answer": answer or None}
+    settings = trace_form.chosen(lab, kind, values)
+    st.caption(_size(lab, prompt, values["samples"]))
+    with st.expander("The same on the command line"):
+        st.code(commands.locate(lab.lm.name, asked, settings), language="bash", wrap_lines=True)
+    return asked, settings, wanted
+
+
+def _size(lab: session.Lab, prompt: str, samples: int) -> str:
+    tokens = len(lab.lm.tokens(prompt)[0])
+    return f"{lab.lm.adapter.n_layers} layers x up to {tokens} tokens x {samples} noise samples."
+
+
+def _result(ran: work.Ran) -> None:
+    found: Trace = ran.result
+    st.subheader("Result")
+    columns = st.columns(4)
+    columns[0].metric("Answer's first token", repr(found.answer))
+    columns[1].metric("P clean", f"{found.p_clean:.1%}")
+    columns[2].metric("P corrupted", f"{found.p_corrupt.mean():.1%}", f"{-found.gap:.1%}", delta_color="off")
+    layer, token = found.peak
+    columns[3].metric("Restores most", f"layer {layer}", f"{found.effect[layer, token]:+.1%}", delta_color="off")
+    figure = viz.trace_heatmap(found)
+    # Half of the height of a map of many tokens is better than scrolling.
+    height = min(720, 130 + 30 * len(found.tokens))
+    figure.update_layout(height=height, title=None, margin={"t": 24, "r": 16})
+    if st.toggle("Show as table", key="loc_table"):
+        st.dataframe(found.to_pandas(), hide_index=True, alt="Effect of each layer and token")
+    else:
+        st.plotly_chart(figure, key="loc_chart", alt=found.headline, config=downloads.image_options(ran.folder.name))
+    st.caption(errors.plain(found.headline) + " Tokens marked with a star are the subject's.")
+    _suggestion(ran, found)
+    _cell(found)
+    with st.container(horizontal=True):
+        downloads.csv("CSV", found.to_pandas, ran.folder.name)
+        downloads.json_file("JSON", lambda: _as_json(found), ran.folder.name)
+        downloads.html("HTML", lambda: viz.page_html(found.prompt, found._repr_html_(), [figure]), ran.folder.name)
+        downloads.folder("Run folder (zip)", ran.folder)
+
+
+def _suggestion(ran: work.Ran, found: Trace) -> None:
+    layers = found.suggest_layers()
+    with st.container(border=True, horizontal=True, vertical_alignment="center"):
+        st.write(errors.plain(in_words(layers)))
+        middle = layers[len(layers) // 2]
+        if st.button(f"Use layer {middle} in Edit", key="loc_use"):
+            link = {"ed_tab": "Single", "ed_layers": str(middle)}
+            link |= {"ed_prompt": found.prompt, "ed_subject": ran.asked["subject"]}
+            links.go("views/edit.py", link)
+
+
+def _cell(found: Trace) -> None:
+    with st.expander("One cell: its noise samples"):
+        columns = st.columns([1, 2, 3])
+        n_layers, n_tokens = found.effect.shape
+        peak_layer, peak_token = found.peak
+        layer = columns[0].number_input("Layer", 0, n_layers - 1, min(peak_layer, n_layers - 1), key="loc_layer")
+        token = columns[1].selectbox(
+            "Token",
+            range(n_tokens),
+            index=min(peak_token, n_tokens - 1),
+            format_func=lambda i: f"{i} {found.tokens[i]!r}",
+            key="loc_token",
+        )
+        values = found.restored[layer, token]
+        low, high = pd.Series(values).quantile([0.05, 0.95])
+        columns[2].metric(
+            "P restored, mean over samples", f"{values.mean():.1%}", f"{values.mean() - found.p_corrupt.mean():+.1%}"
+        )
+        st.caption(f"{len(values)} noise samples; nine tenths of them between {low:.1%} and {high:.1%}.")
+        table = pd.DataFrame({"corrupted": found.p_corrupt, "restored": values})
+        st.bar_chart(table, stack=False, x_label="noise sample", y_label="P(answer)", height=220)
+
+
+def _as_json(found: Trace) -> dict[str, Any]:
+    return {
+        "prompt": found.prompt,
+        "tokens": found.tokens,
+        "subject_tokens": found.subject,
+        "answer": found.answer,
+        "p_clean": found.p_clean,
+        "p_corrupt": found.p_corrupt.tolist(),
+        "effect": found.effect.tolist(),
+        "suggested_layers": found.suggest_layers(),
+        "config": found.config.model_dump(mode="json"),
+        "model": found.model,
+    }
