@@ -55,6 +55,26 @@ def trace_heatmap(trace: Trace) -> go.Figure:
     return figure
 
 
+def with_points(heatmap: go.Figure) -> go.Figure:
+    """A heat map whose cells can be clicked: browsers report points, so each cell gets one, unseen until it is chosen.
+
+    The points are numbered row by row of the map's `z`.
+    """
+    cells = heatmap.data[0]
+    heatmap.add_scatter(
+        x=[x for _ in cells.y for x in cells.x],
+        y=[y for y in cells.y for _ in cells.x],
+        mode="markers",
+        marker={"symbol": "square-open", "size": 16, "color": COLOURS[1], "opacity": 0, "line": {"width": 3}},
+        selected={"marker": {"opacity": 1}},
+        unselected={"marker": {"opacity": 0}},
+        customdata=[value for row in cells.z for value in row],
+        hovertemplate="layer %{x}, token %{y}<br>P restored %{customdata:.3f}<extra></extra>",
+        showlegend=False,
+    )
+    return heatmap
+
+
 def routing_points(routing: Routing) -> go.Figure:
     """Prompts down, indicator over threshold across; beyond 1 a side memory answers."""
     import plotly.graph_objects as go

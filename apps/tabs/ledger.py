@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import MutableMapping, Sequence
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -31,7 +33,7 @@ def draw(lab: session.Lab) -> None:
         height="content",
         alt=f"The ledger: {len(lab.lm.ledger.active)} of {len(entries)} edits active",
         key=TABLE,
-        on_select=lambda: _take_selected(entries),
+        on_select=lambda: take_selected(st.session_state, [entry.id for entry in entries]),
         selection_mode="single-row",
     )
     if panel.progress(lab, SLOT):
@@ -41,11 +43,11 @@ def draw(lab: session.Lab) -> None:
     _states(lab)
 
 
-def _take_selected(entries: list[Entry]) -> None:
+def take_selected(state: MutableMapping[Any, Any], ids: Sequence[str]) -> None:
     """The row that was clicked becomes the entry that the buttons are about."""
-    rows = st.session_state[TABLE]["selection"]["rows"]
+    rows = state[TABLE]["selection"]["rows"]
     if rows:
-        st.session_state[CHOSEN] = entries[rows[0]].id
+        state[CHOSEN] = ids[rows[0]]
 
 
 def _table(entries: list[Entry]) -> pd.DataFrame:

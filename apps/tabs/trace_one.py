@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from typing import Any
 
 import pandas as pd
@@ -77,10 +78,18 @@ def _result(ran: work.Ran) -> None:
     if st.toggle("Show as table", key="loc_table"):
         st.dataframe(found.to_pandas(), hide_index=True, alt="Effect of each layer and token")
     else:
-        st.plotly_chart(figure, key="loc_chart", alt=found.headline, config=downloads.image_options(ran.folder.name))
+        name = ran.folder.name
+        st.plotly_chart(
+            viz.with_points(viz.trace_heatmap(found)).update_layout(figure.layout),
+            key=f"{CHART}.{name}",
+            alt=found.headline,
+            config=downloads.image_options(name),
+            on_select=lambda: take_clicked(st.session_state, name, len(found.effect)),
+            selection_mode="points",
+        )
     st.caption(errors.plain(found.headline) + " Tokens marked with a star are the subject's.")
     _suggestion(ran, found)
-    _cell(found)
+    _cell(found, ran.folder.name)
     with st.container(horizontal=True):
         downloads.csv("CSV", found.to_pandas, ran.folder.name)
         downloads.json_file("JSON", lambda: _as_json(found), ran.folder.name)
@@ -99,18 +108,25 @@ def _suggestion(ran: work.Ran, found: Trace) -> None:
             links.go("views/edit.py", link)
 
 
-def _cell(found: Trace) -> None:
-    with st.expander("One cell: its noise samples"):
+def take_clicked(state: MutableMapping[Any, Any], name: str, n_layers: int) -> None:
+    """The cell that was clicked becomes the one below the map of the run `name`."""
+    points = state[f"{CHART}.{name}"]["selection"]["points"]
+    if points:
+        state[f"{TOKEN}.{name}"], state[f"{LAYER}.{name}"] = divmod(points[0]["point_index"], n_layers)
+
+
+def _cell(found: Trace, name: str) -> None:
+    with st.expander("One cell: its noise samples (choose it here, or click it on the map)"):
         columns = st.columns([1, 2, 3])
         n_layers, n_tokens = found.effect.shape
         peak_layer, peak_token = found.peak
-        layer = columns[0].number_input("Layer", 0, n_layers - 1, min(peak_layer, n_layers - 1), key="loc_layer")
+        layer = columns[0].number_input("Layer", 0, n_layers - 1, peak_layer, key=f"{LAYER}.{name}")
         token = columns[1].selectbox(
             "Token",
             range(n_tokens),
-            index=min(peak_token, n_tokens - 1),
+            index=peak_token,
             format_func=lambda i: f"{i} {found.tokens[i]!r}",
-            key="loc_token",
+            key=f"{TOKEN}.{name}",
         )
         values = found.restored[layer, token]
         low, high = pd.Series(values).quantile([0.05, 0.95])

@@ -1,0 +1,106 @@
+"""Answers are worked out beside the page: a long one holds nobody up, is dropped when it is not wanted, and is kept."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+from app_driver import App
+from editlab_apps.answers import Answers
+
+from editlab import LM
+from editlab.errors import Interrupted
+from editlab.progress import StepInfo
+
+
+def test_a_page_is_drawn_before_a_long_answer_has_come(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    release, real = threading.Event(), LM.generate
+
+    def slow(self: LM, *args: Any, **options: Any) -> list[str]:
+        options["on_step"](StepInfo("answering", 3, 7, "tokens"))
+        release.wait(60)
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(LM, "generate", slow)
+    app.fill(ov_prompt="The capital of Japan is", ov_tokens=7)
+    next(b for b in app.at.button if b.label == "Answer").click()
+    app.at.run()
+    try:
+        assert "answering 3 of 7 tokens" in "".join(c.value for c in app.at.main.caption)
+        assert app.metrics["Layers"] == "6" and not app.at.error
+    finally:
+        release.set()
+    app.run()
+    assert app.codes[0].startswith("Tokyo")
+
+
+def test_an_answer_that_is_not_wanted_any_more_is_cancelled(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, ended = threading.Event(), []
+    unwanted = "Not asked by any other test, the capital of Japan is"  # answers are kept for the whole process
+
+    def endless(self: LM, prompt: str, *args: Any, on_step: Any, **options: Any) -> list[str]:
+        if prompt != unwanted:
+            return ["short"]
+        try:
+            while True:
+                on_step(StepInfo("answering", 1, 12, "tokens"))
+                begun.set()
+        except Interrupted:
+            ended.append(prompt)
+            raise
+
+    monkeypatch.setattr(LM, "generate", endless)
+    app.fill(ov_prompt=unwanted)
+    next(b for b in app.at.button if b.label == "Answer").click()
+    app.at.run()
+    assert begun.wait(30)
+    app.fill(ov_prompt="Nor this one").click("Answer")
+    assert app.codes[0] == "short" and ended == [unwanted] and not app.at.error
+
+
+def test_answers_are_worked_out_once_and_again_after_a_cancel() -> None:
+    answers, made = Answers(), []
+
+    def work(on_step: Any) -> str:
+        made.append(1)
+        return "said"
+
+    job = answers.begin("key", work)
+    assert job.wait(30) and answers.begin("key", work) is job is answers.of("key")
+    assert made == [1] and job.result == "said" and answers.of("other") is None
+    job.cancel()
+    assert answers.of("key") is None
+    assert answers.begin("key", work).wait(30) and made == [1, 1]
+
+
+def test_each_press_draws_another_sample(app: App) -> None:
+    app.fill(ov_prompt="Once", ov_greedy=False, ov_tokens=12).click("Answer")
+    said = {app.codes[0]}
+    for _ in range(4):
+        said.add(app.click("Answer").codes[0])
+    assert len(said) > 1
+    first = app.fill(ov_greedy=True).click("Answer").codes[0]
+    assert app.click("Answer").codes[0] == first
+
+
+def test_every_token_is_reported() -> None:
+    seen: list[StepInfo] = []
+    lm = LM.from_pretrained("factworld-llama")
+    assert lm.generate("The capital of France is", 4, on_step=seen.append) == lm.generate("The capital of France is", 4)
+    assert [step.done for step in seen] == [1, 2, 3, 4] and {step.total for step in seen} == {4}
+
+
+def test_a_fork_does_not_keep_the_model_that_it_came_from() -> None:
+    import gc
+    import weakref
+
+    lm = LM.from_pretrained("factworld-llama")
+    old = lm.fork()
+    old.edit({"prompt": "The capital of {} is", "subject": "France", "target_new": "Rome"})
+    held = weakref.ref(old)
+    new = old.fork()
+    del old
+    gc.collect()
+    assert held() is None
+    assert new.generate("The capital of France is", 2)[0].strip().startswith("Rome")

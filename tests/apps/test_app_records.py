@@ -1,0 +1,117 @@
+"""The Runs page beyond opening one: again, compared, as a notebook; and the ledger's entries as a start."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from app_driver import App
+from editlab_apps.notebooks import of_run
+from editlab_apps.tabs.compare import differences
+from editlab_apps.tabs.ledger import CHOSEN, TABLE, take_selected
+
+from editlab.runs.records import list_runs
+
+
+@pytest.fixture
+def batch(app: App) -> App:
+    """A session that has run a batch of one fact."""
+    app.at.session_state["ed_tab"] = "Batch"
+    return app.open("edit").do("Edit 1 fact")
+
+
+def test_a_batch_is_run_again_with_the_same_outcome(batch: App, place: Path) -> None:
+    batch.open("runs").do("Run again")
+    first, second = list_runs(place / "runs")
+    assert first.state == second.state == "complete" and first.fired == second.fired == 1
+    states = [json.loads((run.folder / "journal.jsonl").read_text().splitlines()[-1]) for run in (first, second)]
+    assert states[0]["state"] == states[1]["state"] != batch.lab.lm.base_hash
+
+
+def test_evaluations_are_compared_score_by_score(batch: App, place: Path) -> None:
+    batch.open("runs").do("Evaluate")
+    (evaluation,) = (run.folder for run in list_runs(place / "runs") if run.kind == "eval")
+    shutil.copytree(evaluation, place / "runs" / "20990101-eval-copy")
+    batch.at.session_state["rn_tab"] = "Compare"
+    batch.run()
+    scores = batch.table("score")
+    assert len(scores) == 2 and scores["score"].nunique() == 1
+    paired = batch.table("q")
+    assert (paired["difference"] == 0).all() and len(paired) > 3
+    assert list(batch.table("setting").columns[1:]) == list(scores["run"])
+
+
+def test_only_evaluations_have_scores(batch: App) -> None:
+    batch.open("runs").do("Run again")
+    batch.at.session_state["rn_tab"] = "Compare"
+    batch.run()
+    assert "Scores can be compared only between evaluations." in batch.said
+    assert not [d for d in batch.at.dataframe if "score" in d.value.columns]
+
+
+def test_what_differs_between_manifests() -> None:
+    def manifest(kind: str, layer: int, **more: object) -> dict[str, object]:
+        return {"kind": kind, "config": {"settings": {"layer": layer}, **more}, "written": str(layer)}
+
+    found = differences({"a": manifest("edit", 1), "b": manifest("edit", 2), "c": manifest("edit", 2, seed=0)})
+    assert found.set_index("setting").T.to_dict("list") == {
+        "config.settings.layer": ["1", "2", "2"],
+        "config.seed": ["", "", "0"],
+    }
+
+
+def test_a_runs_notebook_does_the_same(batch: App, place: Path) -> None:
+    (run,) = list_runs(place / "runs")
+    notebook = of_run(run)
+    assert notebook["nbformat"] == 4 and json.loads(json.dumps(notebook)) == notebook
+    shown: list[object] = []
+    names: dict[str, object] = {"display": shown.append}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            exec(cell["source"], names)
+    assert len(shown) == 1
+    again = next(r for r in list_runs(place / "runs") if r.name != run.name)
+    assert again.fired == run.fired == 1
+
+
+def test_a_traces_notebook_traces(app: App, place: Path) -> None:
+    app.open("locate").fill(loc_n=2).do("Trace")
+    (run,) = list_runs(place / "runs")
+    names: dict[str, object] = {}
+    for cell in of_run(run)["cells"][1:]:
+        exec(cell["source"], names)
+    assert names["found"].headline == run.headline  # type: ignore[attr-defined]
+
+
+def test_an_entry_of_the_ledger_fills_the_form_of_an_edit(app: App) -> None:
+    app.open("edit")
+    app.fill(ed_prompt="The capital of Japan is", ed_subject="Japan", ed_target="Oslo", ed_true="")
+    app.do("Preview edit").click("Keep edit")
+    app.fill(ed_subject="France", ed_prompt="The capital of France is")
+    app.at.session_state["ed_tab"] = "Ledger"
+    app.run().click("Duplicate to Single")
+    filled = {w.key: w.value for w in app._widgets() if w.key in ("ed_prompt", "ed_subject", "ed_target", "ed_method")}
+    assert filled == {
+        "ed_method": "rome", "ed_prompt": "The capital of Japan is", "ed_subject": "Japan", "ed_target": "Oslo",
+    }  # fmt: skip
+
+
+def test_a_click_on_a_row_of_the_ledger_chooses_its_entry(app: App) -> None:
+    for target in ("Rome", "Oslo"):
+        app.open("edit").fill(ed_target=target).do("Preview edit").click("Keep edit")
+    app.at.session_state["ed_tab"] = "Ledger"
+    app.run()
+    first, second = (entry.id for entry in app.lab.lm.ledger)
+    box = app.at.selectbox(key=CHOSEN)
+    assert box.value == second
+    state: dict[str, object] = {TABLE: {"selection": {"rows": [0]}}}
+    take_selected(state, [first, second])
+    assert state[CHOSEN] == first
+    state[TABLE] = {"selection": {"rows": []}}
+    take_selected(state, [first, second])
+    assert state[CHOSEN] == first
+    app.at.session_state[CHOSEN] = first
+    app.run().click("Remove")
+    assert [entry.is_active for entry in app.lab.lm.ledger] == [False, True]
