@@ -90,11 +90,13 @@ class ModelMetric:
     Attributes:
         values: from the present state, the base, the suite, and the facts' generation prompts by fact.
         combine: from the mean of the values to the number that is shown (exp for a perplexity).
+        asks_facts: the values rest on the facts' prompts; else they are the state's own.
     """
 
     card: Card
     values: Callable[[LM, LM, Suite, Mapping[str, Sequence[str]], OnStep], dict[str, float]]
     combine: Callable[[np.ndarray], np.ndarray] | None = None
+    asks_facts: bool = False
 
 
 @dataclass(frozen=True)

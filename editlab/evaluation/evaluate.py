@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -81,7 +82,8 @@ def evaluate(
     def model_values(state: LM, its_prompts: Mapping[str, Sequence[str]]) -> Values:
         return {n: m.values(state, base, suite, its_prompts, on_step) for n, m in of_model.items()}
 
-    base_values = model_values(base, prompts)
+    keep = base is not lm and suite.prose == Suite().prose  # a file of prose may be another one next time
+    base_values = _of_base(of_model, base, suite, prompts, on_step, keep=keep)
     if mode == "together":
         after, edited_values = scorer(lm, questions), model_values(lm, prompts)
     else:
@@ -121,6 +123,34 @@ def evaluate(
 
         lines += run_tasks(lm, base, suite, on_step)
     return Evaluation(tuple(lines), _items(values), _prompts(names, before, after), settings, matrix)
+
+
+# What the unedited model's own values are is asked for after every edit; keyed by content, so it can only be right.
+_KEPT: OrderedDict[tuple[str, ...], dict[str, float]] = OrderedDict()
+
+
+def _of_base(
+    metrics: Mapping[str, ModelMetric],
+    base: LM,
+    suite: Suite,
+    prompts: Mapping[str, Sequence[str]],
+    on_step: OnStep,
+    *,
+    keep: bool,
+) -> Values:
+    """The unedited model's values. To be kept it must be a view of its own, which nobody can have put hooks on."""
+    values: Values = {}
+    for name, metric in metrics.items():
+        key = (name, base.base_hash, base.tokenizer_hash, str(base.device), suite.model_dump_json())
+        if not keep or metric.asks_facts:
+            values[name] = metric.values(base, base, suite, prompts, on_step)
+            continue
+        if key not in _KEPT:
+            _KEPT[key] = metric.values(base, base, suite, prompts, on_step)
+            while len(_KEPT) > 64:
+                _KEPT.popitem(last=False)
+        values[name] = dict(_KEPT[key])
+    return values
 
 
 def _key(fact: Fact) -> tuple[str, str, str]:

@@ -264,3 +264,37 @@ def test_every_metric_is_made_for_the_full_data(lm: LM) -> None:
     assert {line.metric.split("[")[0] for line in found.lines} == set(metrics.all_metrics()) - {"consistency"}
     for line in found.lines:
         assert line.edited.n > 0 and line.edited.mean == line.edited.mean
+
+
+def test_the_unedited_models_own_values_are_worked_out_once(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    import editlab.evaluation.evaluate as module
+
+    asked: list[tuple[str, int]] = []
+    read = LM.forward
+
+    def counted(self: LM, *args: Any, **options: Any) -> Any:
+        asked.append((self.state_hash, 1))
+        return read(self, *args, **options)
+
+    monkeypatch.setattr(module, "_KEPT", type(module._KEPT)())
+    drift = {"metrics": ("control_kl", "perplexity"), **FEW}
+    first = lm.evaluate(**drift)
+    lm.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(LM, "forward", counted)
+        second = lm.evaluate(**drift)
+    # Drift compares with the base's own distributions; its prose is not read again.
+    assert [state for state, _ in asked].count(lm.base_hash) == 1
+    assert [line.base for line in first.lines] == [line.base for line in second.lines]
+    monkeypatch.setattr(module, "_KEPT", type(module._KEPT)())
+    assert [line.base for line in lm.evaluate(**drift).lines] == [line.base for line in second.lines]
+    # Another question is not answered from what is kept.
+    other = lm.evaluate(metrics="perplexity", passages=3)
+    assert other.lines[0].base.n == 3
+    # A model in use may carry somebody's hooks, so nothing of it is kept.
+    while lm.ledger.active:
+        lm.undo()
+    with lm.session() as s:
+        s.ablate("mlp_out", 0)
+        ablated = lm.evaluate(FACTS, metrics="perplexity", **FEW)
+    assert ablated.lines[0].base.mean != first.lines[-1].base.mean

@@ -123,6 +123,7 @@ METRICS = (
             "Uses the data's generation prompts, or the edited prompt. Words are runs of letters and digits.",
         ),
         _fluency,
+        asks_facts=True,
     ),
     ModelMetric(
         Card(
@@ -137,5 +138,6 @@ METRICS = (
             "Needs reference texts (setting `references`); its IDF is that of those texts.",
         ),
         _consistency,
+        asks_facts=True,
     ),
 )
