@@ -18,7 +18,7 @@ from editlab.facts import Fact
 from editlab.lm import LM
 from editlab.probes.routing import Routing
 from editlab.probes.trace import Config, Trace, TraceAverage, trace_many
-from editlab.progress import OnStep
+from editlab.progress import OnStep, StepInfo
 from editlab.report import EditReport
 from editlab.runs import (
     BatchResult,
@@ -64,7 +64,9 @@ def preview(lm: LM, fact: Fact, method: str, settings: Mapping[str, Any]) -> Cal
     twin, parent = lm.fork(), lm.state_hash
 
     def work(on_step: OnStep) -> Preview:
+        on_step(StepInfo("preparing", 0))
         report = edit_and_measure(twin, fact, method, settings, on_step)
+        on_step(StepInfo("measuring drift", 0))
         drift = twin.evaluate([report.fact], metrics=DRIFT, on_step=on_step)
         return Preview(report, drift, twin.route([row.prompt for row in report.rows]), parent)
 

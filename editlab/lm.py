@@ -527,6 +527,18 @@ class LM:
         backend = self.tokenizer.backend_tokenizer.to_str()
         return hashlib.sha256(f"{backend}|{self.adds_bos}|{self.sink}".encode()).hexdigest()
 
+    def at_state(self, name: str, make: Callable[[], Any]) -> Any:
+        """What `make` gives for the model as it stands; made again only after the model has changed.
+
+        Args:
+            name: of the quantity, with all that it depends on besides the model. One value of each is kept.
+        """
+        state = self.state_hash
+        kept: dict[str, tuple[str, Any]] = self.__dict__.setdefault("_made", {})
+        if name not in kept or kept[name][0] != state:
+            kept[name] = (state, make())
+        return kept[name][1]
+
     def base_hash_up_to(self, layer: int) -> str:
         """Hash of the base's weights that the states of `layer` depend on: everything but what comes after."""
         names = [n for n in self._view.names() if self._layer_of(n) <= layer]

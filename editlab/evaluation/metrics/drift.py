@@ -25,10 +25,15 @@ _BATCH_ROWS = 8  # logits are read at every token of a passage, so batches stay 
 
 def _next_token(lm: LM, prompts: Sequence[str], sink: bool) -> Tensor:
     """(prompts, V) float64 log-probabilities of the next token."""
-    batch = lm.encode(list(prompts), sink=sink)
-    mask = torch.zeros_like(batch.mask, dtype=torch.bool)
-    mask[torch.arange(batch.n_rows), batch.last] = True
-    return lm.forward(batch, read=mask).double().log_softmax(-1)
+
+    def logits() -> Tensor:
+        batch = lm.encode(list(prompts), sink=sink)
+        mask = torch.zeros_like(batch.mask, dtype=torch.bool)
+        mask[torch.arange(batch.n_rows), batch.last] = True
+        return lm.forward(batch, read=mask)
+
+    # Two metrics ask for the same, of each model and of the base.
+    return lm.at_state(f"next tokens {sink} {prompts}", logits).double().log_softmax(-1)
 
 
 def _control_kl(lm: LM, base: LM, suite: Suite, prompts: Prompts, on_step: OnStep) -> dict[str, float]:
