@@ -22,8 +22,10 @@ from editlab.progress import OnStep, StepInfo
 from editlab.report import EditReport
 from editlab.runs import (
     BatchResult,
+    Estimate,
     Plan,
     edit_and_measure,
+    estimate,
     read_run,
     run_batch,
     run_folder,
@@ -87,6 +89,12 @@ def replay(lm: LM, entry_id: str) -> Callable[[OnStep], LM]:
 def batch(plain: LM, facts: Sequence[Fact], plan: Plan, root: Path) -> Callable[[OnStep], Ran]:
     """Edit facts by a plan, into a new run folder."""
     return _batch(plain.fork(), facts, plan, run_folder("edit", plain.base_hash, root))
+
+
+def cost(plain: LM, facts: Sequence[Fact], plan: Plan) -> Callable[[OnStep], Estimate]:
+    """What a batch would cost, measured on its first facts."""
+    twin = plain.fork()
+    return lambda on_step: estimate(twin, facts, plan, on_step)
 
 
 def resume(plain: LM, folder: Path) -> Callable[[OnStep], Ran]:

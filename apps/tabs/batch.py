@@ -7,6 +7,7 @@ import streamlit as st
 
 from editlab import viz
 from editlab.config import build
+from editlab.evaluation.statistics import estimate
 from editlab.facts import Fact
 from editlab.runs import BatchResult, Plan, StopRules
 from editlab.runs.records import RunRecord, list_runs
@@ -15,7 +16,7 @@ from .. import cells, commands, downloads, errors, forms, links, panel, session,
 from . import facts_file
 from . import method as methods
 
-SLOT = "edit.batch"
+SLOT, COST = "edit.batch", "edit.cost"
 MODES = {
     "single": "single: each alone, undone before the next",
     "sequential": "sequential: one after the other, all kept",
@@ -37,6 +38,7 @@ def draw(lab: session.Lab) -> None:
     interrupted = [run for run in list_runs(lab.runs_root) if run.state == "interrupted"]
     if interrupted and lab.job is None:
         resume(lab, interrupted)
+    _cost(lab)
     outcome = lab.outcomes.get(SLOT)
     if panel.progress(lab, SLOT) or session.show_outcome_error(outcome) or outcome is None:
         return
@@ -66,6 +68,14 @@ def _facts(lab: session.Lab) -> tuple[list[Fact], list[cells.Flawed]]:
     return cells.read_cells(table)
 
 
+def _cost(lab: session.Lab) -> None:
+    """What the run would cost, if that was asked."""
+    outcome = lab.outcomes.get(COST)
+    if panel.progress(lab, COST) or session.show_outcome_error(outcome) or outcome is None:
+        return
+    st.info(errors.plain(outcome.result.text), title="About what it will cost")
+
+
 def _form(lab: session.Lab, method: str, facts: list[Fact], flawed: list[cells.Flawed]) -> None:
     with st.form("bt_form"):
         columns = st.columns([3, 1])
@@ -77,11 +87,14 @@ def _form(lab: session.Lab, method: str, facts: list[Fact], flawed: list[cells.F
         with st.expander("Stop when"):
             st.caption("Only where edits are kept. Measured after every so many edits; empty means no limit.")
             stop = forms.fields(StopRules, list(StopRules.model_fields), {}, "bt.stop.", columns=4)
-        wanted = st.form_submit_button(
-            f"Edit {len(facts)} fact{'s' if len(facts) != 1 else ''}",
-            type="primary",
-            disabled=lab.job is not None or not facts,
-        )
+        unready = lab.job is not None or not facts
+        with st.container(horizontal=True):
+            wanted = st.form_submit_button(
+                f"Edit {len(facts)} fact{'s' if len(facts) != 1 else ''}", type="primary", disabled=unready
+            )
+            asked = st.form_submit_button(
+                "What will it cost?", disabled=unready, help="Tries the first facts and scales up; nothing is kept."
+            )
     if flawed:
         st.caption(f"{len(flawed)} rows are left out; see above.")
     with errors.shown():
@@ -90,6 +103,9 @@ def _form(lab: session.Lab, method: str, facts: list[Fact], flawed: list[cells.F
         plan = build(Plan, given, "the run")
         if wanted:
             lab.start(SLOT, "Editing a batch", work.batch(lab.plain, facts, plan, lab.runs_root))
+            st.rerun()
+        if asked:
+            lab.start(COST, "Trying the first facts", work.cost(lab.plain, facts, plan))
             st.rerun()
         with st.expander("The same on the command line"):
             st.code(commands.batch(lab.lm.name, plan), language="bash", wrap_lines=True)
@@ -119,6 +135,9 @@ def result(lab: session.Lab, ran: work.Ran) -> None:
     kept = [row.changed for r in found.reports for row in r.rows if row.kind in ("neighbour", "locality")]
     columns[2].metric("Neighbours changed", f"{sum(kept)} of {len(kept)}")
     columns[3].metric("Seconds a fact", f"{sum(r.seconds for r in found.reports) / n:.1f}" if n else "-")
+    if n:
+        share = estimate([float(r.fires) for r in found.reports])
+        st.caption(f"{share.mean:.0%} fire; 95 % interval {share.low:.0%} to {share.high:.0%}, n = {n}.")
     if found.stopped:
         st.warning(errors.plain(found.stopped), title="The run ended early, by a stop rule.")
     st.dataframe(per_fact(found), hide_index=True, alt=f"{found.fired} of {n} facts fire")

@@ -30,6 +30,13 @@ def test_a_batch_is_run_again_with_the_same_outcome(batch: App, place: Path) -> 
     assert states[0]["state"] == states[1]["state"] != batch.lab.lm.base_hash
 
 
+def test_a_batch_says_beforehand_what_it_will_cost(app: App, place: Path) -> None:
+    app.at.session_state["ed_tab"] = "Batch"
+    app.open("edit").do("What will it cost?")
+    assert "1 facts in 1 edits: about" in app.said
+    assert not (place / "runs").exists() and app.lab.lm.state_hash == app.lab.lm.base_hash
+
+
 def test_evaluations_are_compared_score_by_score(batch: App, place: Path) -> None:
     batch.open("runs").do("Evaluate")
     (evaluation,) = (run.folder for run in list_runs(place / "runs") if run.kind == "eval")
