@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import streamlit as st
 from editlab_apps import frame, links, session
-from editlab_apps.catalogue import page_files
+from editlab_apps.catalogue import PageFile, page_files
+
+
+@st.cache_resource(show_spinner=False)
+def pages() -> list[PageFile]:
+    """The pages, read once: Python 3.11 may fail where several threads parse source at a time."""
+    return page_files()
 
 
 def main() -> None:
     """One run of the script."""
     st.set_page_config(page_title="editlab", layout="wide")
     sections: dict[str, list[st.Page]] = {}
-    for i, page in enumerate(page_files()):
+    for i, page in enumerate(pages()):
         shown = st.Page(page.path, title=page.title, url_path=page.url, default=i == 0)
         sections.setdefault(page.section, []).append(shown)
     chosen = st.navigation(sections)

@@ -64,8 +64,8 @@ def _table(entries: list[Entry]) -> pd.DataFrame:
                 "state": record["state"],
                 "what": record["what"],
                 "method": record["method"],
-                "norm": f"{record['norm']:.3g}",
                 "note": "; ".join(notes),
+                "norm": f"{record['norm']:.3g}",
                 "changes": record["parameters"].replace(".weight", ""),
                 "created": record["created"][:16].replace("T", " "),
             }

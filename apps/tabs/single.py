@@ -16,6 +16,10 @@ from .. import commands, downloads, errors, links, panel, session, work
 from . import method as methods
 
 SLOT = "edit.preview"
+# In pixels: what changed is in sight on a narrow screen too.
+WIDTHS = {
+    name: st.column_config.TextColumn(width=w) for name, w in {"prompt": 220, "before": 140, "after": 140}.items()
+}
 KINDS = {"rewrite": "the edit itself", "paraphrase": "paraphrase", "neighbour": "neighbour"}
 
 
@@ -111,17 +115,20 @@ def _result(lab: session.Lab, found: work.Preview) -> None:
         st.markdown(errors.plain(report.headline))
     _warnings(lab, report)
     _side_by_side(report)
-    st.dataframe(_table(report), hide_index=True, height="content", alt=f"Answers before and after: {report.headline}")
-    left, right = st.columns([2, 3])
-    with left:
-        _drift(found)
-    with right:
-        st.plotly_chart(
-            viz.edit_probabilities(report),
-            key="ed_chart",
-            alt=f"Probabilities before and after. {report.headline}",
-            config=downloads.image_options("edit"),
-        )
+    st.dataframe(
+        _table(report),
+        hide_index=True,
+        height="content",
+        alt=f"Answers before and after: {report.headline}",
+        column_config=WIDTHS,
+    )
+    _drift(found)
+    st.plotly_chart(
+        viz.edit_probabilities(report),
+        key="ed_chart",
+        alt=f"Probabilities before and after. {report.headline}",
+        config=downloads.image_options("edit"),
+    )
     _routing(found)
     _take_away(lab, found)
 
@@ -179,10 +186,10 @@ def _table(report: EditReport) -> pd.DataFrame:
                 "what": KINDS.get(r.kind, r.kind) + (" (suggested)" if r.is_suggested else ""),
                 "prompt": r.prompt,
                 "changed": "● changed" if r.changed else "same",
-                f"P({report.fact.target_new})": percent(r.p_new),
-                "P(present)": percent(r.p_true),
                 "before": first(r.answer[0]),
                 "after": first(r.answer[1]),
+                f"P({report.fact.target_new})": percent(r.p_new),
+                "P(present)": percent(r.p_true),
             }
             for r in report.rows
         ]
@@ -192,14 +199,14 @@ def _table(report: EditReport) -> pd.DataFrame:
 def _drift(found: work.Preview) -> None:
     kl, same = (found.drift[name].edited for name in work.DRIFT)
     with st.container(border=True):
-        st.markdown(
+        columns = st.columns([3, 2, 2, 3], vertical_alignment="center")
+        columns[0].markdown(
             f"**Drift** from the unedited model, at {kl.n} control prompts that have nothing to do with the edit"
         )
-        columns = st.columns(2)
-        columns[0].metric("Mean KL, nats", f"{kl.mean:.4f}", help="Of the next token. 0: nothing moved.")
-        columns[1].metric("Same next token", f"{same.mean:.0%}", help="Share of control prompts with the same one.")
+        columns[1].metric("Mean KL, nats", f"{kl.mean:.4f}", help="Of the next token. 0: nothing moved.")
+        columns[2].metric("Same next token", f"{same.mean:.0%}", help="Share of control prompts with the same one.")
         # On a scale on which 0.1 nats, a tenth of what undoes most batches, fills the bar.
-        st.progress(
+        columns[3].progress(
             min(1.0, kl.mean / 0.1), text="small" if kl.mean < 0.01 else "noticeable" if kl.mean < 0.1 else "large"
         )
 

@@ -140,7 +140,8 @@ class Browser:
 
         def still() -> bool:
             nonlocal calm
-            calm = calm + 1 if self.driver.execute_script(state) == "notRunning" else 0
+            is_calm = self.driver.execute_script(state) == "notRunning" and "nswering" not in self.text
+            calm = calm + 1 if is_calm else 0
             return calm >= 5
 
         wait_for(still, "the end of the script")
