@@ -40,9 +40,10 @@ def locate(model: str, asked: Mapping[str, Any], settings: Mapping[str, Any]) ->
     return shlex.join([*words, *_tracing(settings)])
 
 
-def locate_file(model: str, file: str, limit: int, settings: Mapping[str, Any]) -> str:
+def locate_file(model: str, file: str, limit: int | None, settings: Mapping[str, Any]) -> str:
     """Trace the facts of a file."""
-    words = ["editlab", "locate", "--model", model, "--file", file, "--limit", str(limit)]
+    words = ["editlab", "locate", "--model", model, "--file", file]
+    words += ["--limit", str(limit)] if limit is not None else []
     return shlex.join([*words, *_tracing(settings)])
 
 

@@ -165,7 +165,8 @@ def edit_probabilities(report: EditReport) -> go.Figure:
         xaxis={"title": "probability", "range": [-0.02, 1.02], "tickformat": ".0%"},
         yaxis={"categoryorder": "array", "categoryarray": labels[::-1], "automargin": True},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        margin={"t": 48, "r": 32},
+        modebar={"orientation": "v"},  # else it covers the legend
+        margin={"t": 48, "r": 48},
         height=150 + 34 * len(labels),
     )
     return figure
@@ -192,7 +193,8 @@ def batch_points(reports: Sequence[EditReport]) -> go.Figure:
         xaxis={"title": "neighbours that answer differently", "range": [-0.04, 1.04], "tickformat": ".0%"},
         yaxis={"title": "P(new) after", "range": [-0.04, 1.04], "tickformat": ".0%"},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        margin={"t": 48, "r": 32},
+        modebar={"orientation": "v"},
+        margin={"t": 48, "r": 48},
         showlegend=True,
     )
     return figure

@@ -18,7 +18,7 @@ from . import method as methods
 SLOT = "edit.preview"
 # In pixels: what changed is in sight on a narrow screen too.
 WIDTHS = {
-    name: st.column_config.TextColumn(width=w) for name, w in {"prompt": 220, "before": 140, "after": 140}.items()
+    name: st.column_config.TextColumn(width=w) for name, w in {"prompt": 200, "before": 130, "after": 130}.items()
 }
 KINDS = {"rewrite": "the edit itself", "paraphrase": "paraphrase", "neighbour": "neighbour"}
 

@@ -62,7 +62,8 @@ def _result(ran: work.Ran) -> None:
     columns[1].metric("Left out", len(found.left_out))
     columns[2].metric("P clean, corrupted", f"{found.p_clean.mean():.1%}, {found.p_corrupt.mean():.1%}")
     figure = viz.trace_lines(found)
-    figure.update_layout(title=None, margin={"t": 24, "r": 16}, height=420)
+    legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
+    figure.update_layout(title=None, margin={"t": 48, "r": 48}, height=420, legend=legend, modebar={"orientation": "v"})
     if st.toggle("Show as table", key="loc_many_table"):
         st.dataframe(found.to_pandas().dropna(), hide_index=True, alt="Effect by layer and role of the token")
     else:
@@ -76,7 +77,7 @@ def _result(ran: work.Ran) -> None:
         if st.button(f"Use layer {middle} in Edit", key="loc_many_use"):
             links.go("views/edit.py", {"ed_tab": "Single", "ed_layers": str(middle)})
     if found.left_out:
-        with st.expander(f"{len(found.left_out)} facts that were left out"):
+        with st.expander(f"Facts that were left out: {len(found.left_out)}"):
             rows = [{"fact": fact, "reason": reason} for fact, reason in found.left_out]
             st.dataframe(rows, hide_index=True, alt="Facts that were left out, and why")
     with st.container(horizontal=True):

@@ -71,7 +71,7 @@ def _result(ran: work.Ran) -> None:
     columns[2].metric("P corrupted", f"{found.p_corrupt.mean():.1%}", f"{-found.gap:.1%}", delta_color="off")
     layer, token = found.peak
     columns[3].metric("Restores most", f"layer {layer}", f"{found.effect[layer, token]:+.1%}", delta_color="off")
-    figure = viz.trace_heatmap(found)
+    figure = viz.with_points(viz.trace_heatmap(found))
     # Half of the height of a map of many tokens is better than scrolling.
     height = min(720, 130 + 30 * len(found.tokens))
     figure.update_layout(height=height, title=None, margin={"t": 24, "r": 16})
@@ -80,7 +80,7 @@ def _result(ran: work.Ran) -> None:
     else:
         name = ran.folder.name
         st.plotly_chart(
-            viz.with_points(viz.trace_heatmap(found)).update_layout(figure.layout),
+            figure,
             key=f"{CHART}.{name}",
             alt=found.headline,
             config=downloads.image_options(name),

@@ -22,6 +22,7 @@ ORDER = 0
 
 SLOT = "runs.evaluate"
 PER_PAGE = 50
+FILE = "facts.jsonl"  # stands for a file that a run does not keep
 MARKS = {
     "complete": "complete",
     "stopped": "stopped by a rule",
@@ -171,11 +172,13 @@ def _open_link(run: RunRecord) -> None:
 def command(run: RunRecord) -> str:
     """What does the same, or goes on from here, on the command line."""
     asked = run.manifest.get("asked")
-    if run.kind == "locate" and asked:
-        return commands.locate(str(run.model), asked, run.manifest.get("config", {}))
+    settings = run.manifest.get("config", {})
+    if run.kind == "locate":
+        model = str(run.model)
+        return commands.locate(model, asked, settings) if asked else commands.locate_file(model, FILE, None, settings)
     verbs = {"interrupted": "resume"} if run.state == "interrupted" else {}
     by_kind = {"eval": "runs show", "edit": "eval", "ledger": "eval"}
-    return commands.of_folder(verbs.get(run.state) or by_kind.get(run.kind, "ledger"), run.folder)
+    return commands.of_folder(verbs.get(run.state) or by_kind.get(run.kind, "runs show"), run.folder)
 
 
 def _results(folder: Path) -> pd.DataFrame | None:

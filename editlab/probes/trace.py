@@ -197,20 +197,24 @@ class TraceAverage:
 
     def suggest_layers(self) -> tuple[int, ...]:
         """See `suggest`."""
-        with np.errstate(invalid="ignore"):
-            return suggest(np.nanmean(self.effects, 0))
+        present = ~np.isnan(self.effects)
+        counts = present.sum(0)
+        sums = np.where(present, self.effects, 0.0).sum(0)
+        return suggest(np.where(counts > 0, sums / np.maximum(counts, 1), np.nan))
 
     def to_pandas(self) -> pd.DataFrame:
         """One row per layer and role, with 95 % bootstrap intervals over facts."""
         import pandas as pd
 
-        from editlab.evaluation.statistics import estimate
+        from editlab.evaluation.statistics import estimate, estimate_joint
 
         rows = []
         for layer in range(self.effects.shape[1]):
             for i, role in enumerate(ROLES):
                 values = self.effects[:, layer, i]
-                e = estimate(values[~np.isnan(values)].tolist(), seed=self.config.seed)
+                values = values[~np.isnan(values)]
+                # Resampled also where all are exactly 0, as below the last layer; a share of 0 has another interval.
+                e = estimate_joint([values], np.asarray, seed=self.config.seed) if len(values) else estimate([])
                 rows.append({"layer": layer, "role": role, "effect": e.mean, "low": e.low, "high": e.high, "n": e.n})
         return pd.DataFrame(rows)
 

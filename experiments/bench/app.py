@@ -22,6 +22,7 @@ from editlab_apps.catalogue import page_files
 from editlab_apps.jobs import JobManager
 from editlab_apps.session import Lab, Models, Source
 from editlab_apps.work import preview
+from streamlit import config
 from streamlit.testing.v1 import AppTest
 
 from editlab import LM, Fact
@@ -101,6 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
     os.environ["EDITLAB_MODEL"] = parser.parse_args().model
+    config.set_option("runner.postScriptGC", False)  # as in apps/.streamlit, which AppTest does not read
     with TemporaryDirectory() as folder:
         here = Path.cwd()
         os.chdir(folder)

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import editlab_apps
+from streamlit import config
 from streamlit.testing.v1 import AppTest
 
+config.set_option("runner.postScriptGC", False)  # as in apps/.streamlit, which AppTest does not read
 SCRIPT = Path(editlab_apps.__file__).parent / "streamlit_app.py"
 PATIENCE = 120.0  # seconds for a job
 

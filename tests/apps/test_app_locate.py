@@ -51,7 +51,10 @@ def test_facts_are_traced_and_averaged(app: App, place: Path) -> None:
     assert run.kind == "locate" and f"{traced} facts" in run.headline
     assert len(json.loads((run.folder / "manifest.json").read_text())["left_out"]) == left_out
     app.fill(loc_many_table=True).run()
-    assert set(app.table("role")["n"]) <= set(range(1, traced + 1))
+    table = app.table("role")
+    assert set(table["n"]) <= set(range(1, traced + 1))
+    nothing = table[table["effect"] == 0]
+    assert len(nothing) and (nothing["low"] == 0).all() and (nothing["high"] == 0).all()
     assert any("--file facts.jsonl --limit 5" in code for code in app.codes)
     (use,) = (b.label for b in app.at.button if b.label.startswith("Use layer"))
     app.click(use)
