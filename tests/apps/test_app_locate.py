@@ -53,8 +53,9 @@ def test_facts_are_traced_and_averaged(app: App, place: Path) -> None:
     app.fill(loc_many_table=True).run()
     table = app.table("role")
     assert set(table["n"]) <= set(range(1, traced + 1))
-    nothing = table[table["effect"] == 0]
-    assert len(nothing) and (nothing["low"] == 0).all() and (nothing["high"] == 0).all()
+    # Restored after the last block, what is not read at the end does nothing, and that is certain.
+    nothing = table[(table["layer"] == 5) & (table["role"] != "last token")]
+    assert len(nothing) and (nothing[["effect", "low", "high"]].abs() < 1e-6).all(axis=None)
     assert any("--file facts.jsonl --limit 5" in code for code in app.codes)
     (use,) = (b.label for b in app.at.button if b.label.startswith("Use layer"))
     app.click(use)
