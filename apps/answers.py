@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -56,7 +57,8 @@ class Answers:
         with self._lock:
             job = self._kept.get(key)
             if job is None or job.is_cancelled:
-                job = self._kept[key] = self._jobs.submit(key, "Answering", work)
+                # An owner of its own, because one that was cancelled may not have ended yet.
+                job = self._kept[key] = self._jobs.submit(uuid.uuid4().hex, "Answering", work)
             while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
             return job

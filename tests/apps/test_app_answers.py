@@ -74,6 +74,22 @@ def test_answers_are_worked_out_once_and_again_after_a_cancel() -> None:
     assert answers.begin("key", work).wait(30) and made == [1, 1]
 
 
+def test_what_is_wanted_again_does_not_wait_for_what_was_cancelled_to_end() -> None:
+    answers, begun, release = Answers(), threading.Event(), threading.Event()
+
+    def stubborn(on_step: Any) -> str:
+        begun.set()
+        release.wait(30)
+        return "late"
+
+    first = answers.begin("key", stubborn)
+    assert begun.wait(30)
+    first.cancel()
+    again = answers.begin("key", lambda on_step: "said")
+    release.set()
+    assert again.wait(30) and again.result == "said"
+
+
 def test_each_press_draws_another_sample(app: App) -> None:
     app.fill(ov_prompt="Once", ov_greedy=False, ov_tokens=12).click("Answer")
     said = {app.codes[0]}
