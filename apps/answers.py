@@ -22,7 +22,7 @@ from . import errors
 from .jobs import Job, JobManager, Work
 from .session import Lab
 
-MOMENT = 0.2  # seconds that a script run waits
+MOMENT = 0.1  # seconds that a script run waits
 KEPT = 256
 EVERY = "0.4s"
 
