@@ -465,3 +465,23 @@ def test_an_open_session_blocks_wrapping_and_says_so() -> None:
     with lm.session() as s, pytest.raises(EditlabError, match="open session"):
         s.capture("mlp_out", 1)
         lm.to_nnsight()
+
+
+def test_what_is_kept_of_a_state_is_made_again_when_the_state_has_changed() -> None:
+    lm = make_lm("llama")
+    made: list[str] = []
+
+    def make() -> int:
+        made.append(lm.state_hash)
+        return len(made)
+
+    assert [lm.at_state("count", make), lm.at_state("count", make), lm.at_state("other", make)] == [1, 1, 2]
+    lm.ledger.apply(edit_of(lm, down(lm, 1)))
+    assert [lm.at_state("count", make), lm.at_state("count", make)] == [3, 3]
+    lm.undo()
+    assert lm.at_state("count", make) == 4
+    # A hook changes what the model gives while its hash stays as it was.
+    hook = lm.model.register_forward_hook(lambda module, given, out: out)
+    assert [lm.at_state("count", make), lm.at_state("count", make)] == [5, 6]
+    hook.remove()
+    assert lm.at_state("count", make) == 4
