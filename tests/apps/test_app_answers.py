@@ -15,10 +15,11 @@ from editlab.progress import StepInfo
 
 
 def test_a_page_is_drawn_before_a_long_answer_has_come(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    release, real = threading.Event(), LM.generate
+    begun, release, real = threading.Event(), threading.Event(), LM.generate
 
     def slow(self: LM, *args: Any, **options: Any) -> list[str]:
         options["on_step"](StepInfo("answering", 3, 7, "tokens"))
+        begun.set()
         release.wait(60)
         return real(self, *args, **options)
 
@@ -27,6 +28,8 @@ def test_a_page_is_drawn_before_a_long_answer_has_come(app: App, monkeypatch: py
     next(b for b in app.at.button if b.label == "Answer").click()
     app.at.run()
     try:
+        assert begun.wait(60)
+        app.at.run()
         assert "answering 3 of 7 tokens" in "".join(c.value for c in app.at.main.caption)
         assert app.metrics["Layers"] == "6" and not app.at.error
     finally:
@@ -54,7 +57,7 @@ def test_an_answer_that_is_not_wanted_any_more_is_cancelled(app: App, monkeypatc
     app.fill(ov_prompt=unwanted)
     next(b for b in app.at.button if b.label == "Answer").click()
     app.at.run()
-    assert begun.wait(30)
+    assert begun.wait(60)
     app.fill(ov_prompt="Nor this one").click("Answer")
     assert app.codes[0] == "short" and ended == [unwanted] and not app.at.error
 
