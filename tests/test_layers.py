@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ class Import:
     for_types: bool
 
 
+@cache
 def imports(root: Path = ROOT) -> list[Import]:
     """Every import below `root`."""
     paths = sorted(root.rglob("*.py"))

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
+import pytest
 import torch
 from app_driver import App
 from editlab_apps.jobs import JobManager
@@ -48,6 +49,7 @@ def test_two_tabs_do_not_see_each_others_edits(app: App) -> None:
     assert other.lab.lm.state_hash == base == app.lab.lm.base_hash != app.lab.lm.state_hash
 
 
+@pytest.mark.model
 def test_eight_sessions_edit_at_once(place: Path) -> None:
     models, jobs = Models(), JobManager()
     source = Source("factworld-llama")

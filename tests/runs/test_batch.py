@@ -77,7 +77,7 @@ WISE = ["layer=1", "steps=4", "contexts={4: 1}", "pool=4", "negatives=2", "near=
     ("mode", "method", "points"),
     [
         ("sequential-batched", "memit-seq", 18),
-        ("sequential", "wise", 24),
+        pytest.param("sequential", "wise", 24, marks=pytest.mark.model),  # two minutes of training
         pytest.param("sequential", "rome", 24, marks=pytest.mark.model),
         pytest.param("single", "rome", 24, marks=pytest.mark.model),
     ],
