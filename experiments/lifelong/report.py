@@ -91,10 +91,7 @@ def _rows(table: pd.DataFrame, names: dict[str, str], base: pd.Series) -> list[s
     for (setting, edits), rows in table.groupby(["setting", "edits"], sort=False):
         by = rows.set_index("metric")
         three = by.edited.reindex(_MEAN_OF)
-        cells = [
-            f"{100 * by.edited[n]:.0f} ({100 * by.low[n]:.0f} to {100 * by.high[n]:.0f})" if n in by.index else "-"
-            for n in names
-        ]
+        cells = [_share(by.loc[n]) if n in by.index else "-" for n in names]
         if "mean" in names and not three.isna().any():
             cells[list(names).index("mean")] = f"{100 * three.mean():.1f}"
         model = [f"{by.edited[n]:.{d}f}" if n in by.index else "-" for n, d in _OF_MODEL]
@@ -104,6 +101,12 @@ def _rows(table: pd.DataFrame, names: dict[str, str], base: pd.Series) -> list[s
     unedited = [f"{100 * base[n]:.0f}" if n in base.index else "-" for n in names]
     lines.append(f"| none | 0 | {' | '.join(unedited)} | {base['perplexity']:.1f} | 0 | 1 | | | |")
     return lines
+
+
+def _share(row: pd.Series) -> str:
+    """In percent, with the interval where more than one value gives one."""
+    interval = "" if pd.isna(row.low) else f" ({100 * row.low:.0f} to {100 * row.high:.0f})"
+    return f"{100 * row.edited:.0f}{interval}"
 
 
 _MEAN_OF = ["rewrite_acc", "rephrase_acc", "locality, published"]
