@@ -121,7 +121,7 @@ RULES: dict[str, Callable[[Import], bool]] = {
     ),
     "optional libraries are imported in functions of editlab.interop and editlab.viz only": lambda i: (
         within(i.what, *OPTIONAL)
-        and not (i.where in ("editlab.interop", "editlab.viz") and i.lazily)
+        and not (within(i.where, "editlab.interop", "editlab.viz") and i.lazily)
         and not (i.for_types and within(i.what, "plotly"))
     ),
     "probes read, they do not edit, run, write or print": never(

@@ -1,0 +1,84 @@
+"""Figures of edits: probabilities before and after, fact by fact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from editlab.viz.style import COLOURS, MARKERS
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from editlab.report import EditReport
+
+
+def edit_probabilities(report: EditReport) -> go.Figure:
+    """Prompts down, probability across: of the new and of the true answer, before (open) and after (filled)."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    labels = [f"{i + 1} {r.kind}: {_short(r.prompt)}" for i, r in enumerate(report.rows)]
+    of_role = {"new": [r.p_new for r in report.rows], "true": [r.p_true for r in report.rows]}
+    for (role, pairs), colour, marker in zip(of_role.items(), (COLOURS[1], COLOURS[0]), MARKERS[:2], strict=True):
+        shown = [(label, pair) for label, pair in zip(labels, pairs, strict=True) if pair is not None]
+        if not shown:
+            continue
+        figure.add_scatter(
+            x=[x for _, (before, after) in shown for x in (before, after, None)],
+            y=[y for label, _ in shown for y in (label, label, None)],
+            mode="lines",
+            line={"color": colour, "width": 1},
+            hoverinfo="skip",
+            showlegend=False,
+        )
+        for i, when in enumerate(("before", "after")):
+            figure.add_scatter(
+                x=[pair[i] for _, pair in shown],
+                y=[label for label, _ in shown],
+                name=f"P({role}) {when}",
+                mode="markers",
+                marker={"color": colour, "symbol": f"{marker}{'' if i else '-open'}", "size": 10},
+                hovertemplate=f"%{{y}}<br>P({role}) {when} %{{x:.2%}}<extra></extra>",
+            )
+    figure.update_layout(
+        xaxis={"title": "probability", "range": [-0.02, 1.02], "tickformat": ".0%"},
+        yaxis={"categoryorder": "array", "categoryarray": labels[::-1], "automargin": True},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        modebar={"orientation": "v"},  # else it covers the legend
+        margin={"t": 48, "r": 48},
+        height=150 + 34 * len(labels),
+    )
+    return figure
+
+
+def batch_points(reports: Sequence[EditReport]) -> go.Figure:
+    """A point per fact: how probable its new answer is, against the share of its neighbours that changed."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for i, (name, fires) in enumerate((("fires", True), ("does not fire", False))):
+        rows = [r for r in reports if r.fires is fires]
+        kept = [[row.changed for row in r.rows if row.kind in ("neighbour", "locality")] for r in rows]
+        figure.add_scatter(
+            x=[sum(k) / len(k) if k else 0.0 for k in kept],
+            y=[(r.rows[0].p_new or (0.0, 0.0))[1] for r in rows],
+            name=name,
+            mode="markers",
+            marker={"color": COLOURS[i], "symbol": MARKERS[i], "size": 10, "opacity": 0.8},
+            text=[r.fact.text for r in rows],
+            hovertemplate="%{text}<br>P(new) %{y:.1%}, %{x:.0%} of neighbours changed<extra></extra>",
+        )
+    figure.update_layout(
+        xaxis={"title": "neighbours that answer differently", "range": [-0.04, 1.04], "tickformat": ".0%"},
+        yaxis={"title": "P(new) after", "range": [-0.04, 1.04], "tickformat": ".0%"},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        modebar={"orientation": "v"},
+        margin={"t": 48, "r": 48},
+        showlegend=True,
+    )
+    return figure
+
+
+def _short(text: str, most: int = 44) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
