@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,6 +25,7 @@ from editlab.hooks.adapter import ModelAdapter
 from editlab.hooks.batch import Batch, Span, pad_rows, tokenize
 from editlab.hooks.cone import Cone
 from editlab.hooks.detect import detect
+from editlab.hooks.heads import Head, HeadGains, read_heads
 from editlab.hooks.routing import Routes
 from editlab.hooks.session import Captured, Output, Session
 from editlab.progress import OnStep, StepInfo, silent
@@ -316,7 +317,8 @@ class LM:
         """Take an edit back (the latest active one by default).
 
         Args:
-            replay: solve the edits that came after it again, in order, on the state without it.
+            replay: solve the edits that came after it again, in order, on the state without it. Pruned heads rest on
+                no state and are put back as they were.
 
         Raises:
             UnknownName: there is no such edit, or it is not active.
@@ -340,6 +342,9 @@ class LM:
             try:
                 fresh = []
                 for e in later:
+                    if not e.edit.requests:
+                        self.ledger.replace(e.id, e.edit)
+                        continue
                     engine = registry.get(e.edit.method)
                     facts = [read_fact(row) for row in e.edit.requests]
                     settings = build(engine.Config, e.edit.config, f"edit {e.id}")
@@ -386,6 +391,26 @@ class LM:
         known = ("tokenizer", "tokenizer_hash", "adds_bos", "sink")
         twin.__dict__ |= {name: self.__dict__[name] for name in known if name in self.__dict__}
         return twin
+
+    def prune_heads(
+        self, heads: Iterable[Head] | str, *, gain: float = 0.0, means: Mapping[Head, Tensor] | None = None
+    ) -> Entry:
+        """Multiply the outputs of attention heads by `gain`, in the weights; returns the ledger entry.
+
+        Args:
+            heads: (layer, query head) pairs, or text such as "23.4, 24.1".
+            gain: 0 prunes, 1 leaves alone, 2 doubles.
+            means: (e,) by head, what takes the place of what is taken away; needs a bias in the output projection.
+
+        Raises:
+            ConfigError: there is no such head, or no bias for a mean. EditFailed: the heads are pruned already.
+        """
+        from editlab.state.heads import head_edit
+
+        chosen = read_heads(heads) if isinstance(heads, str) else tuple(heads)
+        wanted = HeadGains(dict.fromkeys(chosen, gain), means or {})
+        with self._lock:
+            return self.ledger.apply(head_edit(self.model, self.adapter, wanted))
 
     def locate(
         self,

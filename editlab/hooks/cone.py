@@ -56,7 +56,7 @@ class Cone:
         index = torch.as_tensor(index, device=self.resid.device)
         past = None
         if self.past is not None:
-            past = _copied(self.past)
+            past = shallow(self.past)
             past.batch_select_indices(index)
             select_rows(past, index)
         return replace(self, batch=self.batch.rows(index), resid=self.resid[index], past=past)
@@ -65,7 +65,7 @@ class Cone:
         """A KV cache for one run; the run's own keys and values do not end up in `past`."""
         if self.past is None:
             raise ConfigError("This cone starts at the first column and has no earlier keys.")
-        return _copied(self.past)
+        return shallow(self.past)
 
     def check(self, stamp: Callable[[int | None], int]) -> None:
         """Raise StaleState if weights that this state rests on have changed.
@@ -80,7 +80,7 @@ class Cone:
             )
 
 
-def _copied(cache: DynamicCache) -> DynamicCache:
+def shallow(cache: DynamicCache) -> DynamicCache:
     """A cache that shares the tensors: layers grow by concatenation into new tensors, never in place."""
     new = copy.copy(cache)
     new.layers = [copy.copy(layer) for layer in cache.layers]
@@ -101,7 +101,7 @@ def cropped(cache: DynamicCache, layers: Sequence[int], cut: int) -> dict[int, D
     }
     found = {}
     for layer in layers:
-        new = _copied(cache)
+        new = shallow(cache)
         for i, entry in enumerate(new.layers):
             for name in ("keys", "values"):
                 full = getattr(entry, name)[:, :, :cut]
@@ -163,7 +163,7 @@ def entering_at(model: nn.Module, adapter: ModelAdapter, layer: int, resid: Tens
 
     with ExitStack() as stack:
         for block in blocks[:layer]:
-            stack.callback(_restorer(block))
+            stack.callback(restorer(block))
             block.__dict__["forward"] = stub(block.forward)
         # In front of a session's hooks on the same block, so that those see and may patch `resid`.
         handle = blocks[layer].register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
@@ -171,7 +171,8 @@ def entering_at(model: nn.Module, adapter: ModelAdapter, layer: int, resid: Tens
         yield
 
 
-def _restorer(block: nn.Module) -> Callable[[], None]:
+def restorer(block: nn.Module) -> Callable[[], None]:
+    """What puts a module's `forward` back as it is now."""
     if "forward" in block.__dict__:
         saved = block.__dict__["forward"]
         return lambda: block.__dict__.__setitem__("forward", saved)

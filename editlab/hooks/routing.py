@@ -213,6 +213,11 @@ def _prompt(call: _Call, x: Tensor) -> Tensor:
     return real & (call.past + torch.arange(n, device=x.device) < ends[:, None])
 
 
+def decisions_of(cache: Any) -> dict[str, Decision]:
+    """The decisions that hang on a cache, by path."""
+    return getattr(cache, _ATTRIBUTE, {})
+
+
 def select_rows(cache: Any, index: Tensor) -> None:
     """Let the decisions on a cache follow a selection of its rows."""
     known = getattr(cache, _ATTRIBUTE, {})

@@ -19,18 +19,21 @@ from editlab.state.weights import tensor_sha256
 
 @dataclass(frozen=True, eq=False)
 class Delta:
-    """An additive change of one parameter, in the parameter's stored layout (GPT-2's Conv1D: (in, out)).
+    """A change of one parameter, in the parameter's stored layout (GPT-2's Conv1D: (in, out)).
 
     Either `left (rows, r)` and `right (r, cols)`, whose product is added, or `dense`, of the parameter's
-    shape. float32 or float64. The tensors are copied to the CPU, so later changes to them do not reach it.
+    shape, which is added; or, with `is_gain`, `left (rows, 1)` and `right (1, cols)`, whose product every entry is
+    multiplied by (a head is pruned by gains of 0). float32 or float64. The tensors are copied to the CPU, so later
+    changes to them do not reach it.
 
     Raises:
-        EditlabError: the tensors are not one of the two forms, or r exceeds rows or cols (see `low_rank`).
+        EditlabError: the tensors are not one of the forms, or r exceeds rows or cols (see `low_rank`).
     """
 
     left: Tensor | None = None
     right: Tensor | None = None
     dense: Tensor | None = None
+    is_gain: bool = False
 
     def __post_init__(self) -> None:
         given = {k: t for k, t in (("left", self.left), ("right", self.right), ("dense", self.dense)) if t is not None}
@@ -56,6 +59,10 @@ class Delta:
                     f"Factors of rank {left[1]} are not low-rank for a {left[0]} x {right[1]} weight.",
                     "Use Delta.low_rank, which multiplies them out.",
                 )
+            if self.is_gain and left[1] != 1:
+                raise EditlabError(f"A gain has factors of rank {left[1]}.", "Give (rows, 1) and (1, cols).")
+        elif self.is_gain:
+            raise EditlabError("A gain is dense.", "Give left (rows, 1) and right (1, cols).")
         for name, t in given.items():
             with torch.inference_mode(False):
                 owned = t.detach().to("cpu", copy=True).contiguous()
@@ -67,6 +74,13 @@ class Delta:
         if left.ndim == right.ndim == 2 and left.shape[1] > min(left.shape[0], right.shape[1]):
             return cls(dense=left.double() @ right.double())
         return cls(left=left, right=right)
+
+    @classmethod
+    def gain(cls, values: Tensor, axis: int, size: int) -> Delta:
+        """Multiply the slices of a matrix along `axis` by `values` (n,); its other axis has `size` slices."""
+        values, ones = values.reshape(-1), torch.ones(size, dtype=values.dtype)
+        left, right = (values, ones) if axis == 0 else (ones, values)
+        return cls(left=left[:, None], right=right[None, :], is_gain=True)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -105,11 +119,14 @@ class Delta:
         return all(bool(torch.isfinite(t).all()) for t in self.tensors.values())
 
     def dense_sum(self) -> Tensor:
-        """The change itself, in float64 on the CPU, of the parameter's shape."""
-        return self.add_to(torch.zeros(self.shape, dtype=torch.float64))
+        """The change itself, in float64 on the CPU, of the parameter's shape; of a gain, what is multiplied by."""
+        return self.apply_to(torch.full(self.shape, float(self.is_gain), dtype=torch.float64))
 
-    def add_to(self, total: Tensor) -> Tensor:
-        """Add the change in place to a float64 tensor of the parameter's shape, on any device."""
+    def apply_to(self, total: Tensor) -> Tensor:
+        """Make the change in place in a float64 tensor of the parameter's shape, on any device."""
+        if self.is_gain:
+            left, right = self._factors
+            return total.mul_(left.to(total)).mul_(right.to(total))
         if self.dense is not None:
             return total.add_(self.dense.to(total))
         left, right = self._factors
@@ -117,10 +134,10 @@ class Delta:
 
     def to(self, dtype: torch.dtype) -> Delta:
         """The same delta in float32 or float64."""
-        return Delta(**{name: t.to(dtype) for name, t in self.tensors.items()})
+        return Delta(**{name: t.to(dtype) for name, t in self.tensors.items()}, is_gain=self.is_gain)
 
     def norm(self) -> float:
-        """Frobenius norm, from the factors where there are factors."""
+        """Frobenius norm, from the factors where there are factors; of a gain, of its difference from 1."""
         return self._norm
 
     @cached_property
@@ -128,11 +145,15 @@ class Delta:
         if self.dense is not None:
             return float(torch.linalg.vector_norm(self.dense, dtype=torch.float64))
         left, right = (t.double() for t in self._factors)
+        if self.is_gain:
+            # |l r' - 1 1'|^2, multiplied out
+            square = left.square().sum() * right.square().sum() - 2 * left.sum() * right.sum() + math.prod(self.shape)
+            return math.sqrt(max(0.0, float(square)))
         # left = QR with orthonormal Q, so |left right| = |R right|: no cancellation, unlike the Gram trick.
         return float(torch.linalg.vector_norm(torch.linalg.qr(left, mode="r").R @ right))
 
     def __repr__(self) -> str:
-        form = "dense" if self.dense is not None else f"rank {self.rank}"
+        form = "gain" if self.is_gain else "dense" if self.dense is not None else f"rank {self.rank}"
         return f"Delta({form}, {' x '.join(map(str, self.shape))}, norm {self.norm():.4g})"
 
 
@@ -187,14 +208,15 @@ class Edit:
                 digest.update(f"{len(name)}:{name}:{tensor_sha256(self.tensors[name])}\n".encode())
         for name in sorted(self.deltas):
             for part, t in self.deltas[name].tensors.items():
+                part = f"gain {part}" if self.deltas[name].is_gain else part
                 digest.update(f"{len(name)}:{name}:{part}:{tensor_sha256(t)}\n".encode())
         return digest.hexdigest()
 
     @property
     def summary(self) -> str:
-        """The requests in a few words."""
+        """The requests in a few words; of an edit without any what its `info` says of it."""
         if not self.requests:
-            return "no requests"
+            return str(self.info.get("what", "no requests"))
         first = self.requests[0]
         prompt = str(first.get("prompt", "")).replace("{}", str(first.get("subject", "")))
         text = f"{prompt} → {first.get('target_new', '')}".strip(" →")

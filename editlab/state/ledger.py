@@ -2,11 +2,13 @@
 
 The weights of a view are a function of its ledger, for every parameter W:
 
-    W = cast(W_base in float64 + sum of the active deltas, in ledger order, in float64; dtype of W)
+    W = cast((W_base in float64 + sum of the active deltas, in ledger order, in float64) * active gains; dtype of W)
 
 1. They are always recomputed from the base and never subtracted, so a ledger without active entries is equal
    to the base in every bit (it shares its tensors again), and the order of undoing does not matter.
 2. A change is all or nothing: values are computed and checked for every parameter before any is written.
+   Gains (pruned heads) come after all that is added, so a head stays pruned whatever is written into it, before or
+   after, and two entries that prune one head are undone in any order.
 3. An edit after which every weight equals what it was is refused: nothing happened, so nothing is recorded.
 
 Edits with a routing are no part of that sum: those that are active make up the view's side memories, which are likewise
@@ -307,8 +309,8 @@ class Ledger:
         device = "cpu" if base.device.type == "mps" else base.device  # mps has no float64
         with torch.inference_mode(False), torch.no_grad():
             total = base.detach().to(device, torch.float64, copy=True).contiguous()
-            for delta in deltas:
-                delta.add_to(total)
+            for delta in sorted(deltas, key=lambda d: d.is_gain):
+                delta.apply_to(total)
             return total.to(base.device, base.dtype)
 
     def _commit(self, entries: list[Entry], touched: Iterable[str], must_change: Edit | None = None) -> None:

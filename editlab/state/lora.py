@@ -31,6 +31,11 @@ def save_lora(folder: Path, ledger: Ledger, model: nn.Module, base_name: str) ->
                 "Export to hf or delta.",
             )
         for name, delta in entry.edit.deltas.items():
+            if delta.is_gain:
+                raise ConfigError(
+                    f"Edit {entry.id} prunes heads, which a LoRA cannot hold: it can only add.",
+                    "Export to hf or delta.",
+                )
             if delta.left is None or delta.right is None:
                 raise ConfigError(f"Edit {entry.id} is not low-rank and cannot be a LoRA.", "Export to hf or delta.")
             factors.setdefault(name, []).append((delta.left, delta.right))

@@ -104,7 +104,7 @@ class TensorRecord(_Strict):
 class DeltaRecord(_Strict):
     """One parameter's change: `tensors` names left and right, or dense; `shape` is the parameter's."""
 
-    kind: Literal["lowrank", "dense"]
+    kind: Literal["lowrank", "dense", "gain"]
     tensors: Annotated[list[Name], Field(min_length=1, max_length=2)]
     shape: Annotated[list[Annotated[int, Field(ge=1, le=2**40)]], Field(min_length=1, max_length=8)]
     dtype: Literal["F32", "F64"]
@@ -114,9 +114,11 @@ class DeltaRecord(_Strict):
     def _fits_kind(self) -> DeltaRecord:
         if self.kind == "dense" and (len(self.tensors) != 1 or self.rank is not None):
             raise ValueError("a dense delta has one tensor and no rank")
-        if self.kind == "lowrank":
+        if self.kind == "gain" and self.rank != 1:
+            raise ValueError("a gain has rank 1")
+        if self.kind in ("lowrank", "gain"):
             if len(self.tensors) != 2 or len(self.shape) != 2 or self.rank is None:
-                raise ValueError("a low-rank delta has two tensors, a rank and a 2-dimensional shape")
+                raise ValueError("a low-rank delta or gain has two tensors, a rank and a 2-dimensional shape")
             if not 1 <= self.rank <= min(self.shape):
                 raise ValueError(f"rank {self.rank} is impossible for a {self.shape[0]} x {self.shape[1]} weight")
         return self
@@ -451,7 +453,8 @@ def _entry(record: EntryRecord, tensors: Any) -> Entry:
     """One entry with tensors of its own (`Delta` and `Edit` copy them out of the mapped file)."""
     deltas = {}
     for name, delta in record.deltas.items():
-        deltas[name] = Delta(**{part: tensors.get_tensor(t.tensor) for part, t in delta.parts().items()})
+        parts = {part: tensors.get_tensor(t.tensor) for part, t in delta.parts().items()}
+        deltas[name] = Delta(**parts, is_gain=delta.kind == "gain")
         if not deltas[name].is_finite:
             raise _damaged(f"the delta of {_shown(name)} in {record.id} is not finite")
     edit = Edit(
@@ -612,7 +615,7 @@ def _records(entries: list[Entry]) -> tuple[list[dict[str, Any]], dict[str, Tens
             names = [store(f"{e.id}/deltas/{param}/{part}", t) for part, t in delta.tensors.items()]
             is_dense = delta.dense is not None
             deltas[param] = {
-                "kind": "dense" if is_dense else "lowrank",
+                "kind": "gain" if delta.is_gain else "dense" if is_dense else "lowrank",
                 "tensors": names,
                 "shape": list(delta.shape),
                 "dtype": _CODES[delta.dtype],

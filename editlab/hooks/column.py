@@ -1,0 +1,180 @@
+"""One column by itself: the last position of each row, with every attention output given instead of computed.
+
+With attention frozen nothing carries a change from one position to another, so what a changed head does to the logits
+of position N passes only through the residual stream at N: through MLPs and norms, one column wide. `Column` keeps
+
+1. what enters each block at N, what each attention adds there, and the heads' outputs z before the projection;
+2. nothing of other positions, so rows may differ in length and need no alignment;
+
+and `run` sends many changed copies of rows through the blocks from a layer on, with the model's own code: attention
+modules become stubs that return what they are given, so norms, parallel blocks, post-norms and MLPs are the model's.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from editlab.errors import AdapterError
+from editlab.hooks.adapter import ModelAdapter, weight_ref
+from editlab.hooks.batch import Batch
+from editlab.hooks.cone import entering_at, restorer, shallow, until
+from editlab.hooks.routing import decisions_of, select_rows
+from editlab.hooks.session import Session
+
+TOLERANCE = 1e-3  # of the check that the last column's logits are the model's, relative to the largest of them
+
+
+@dataclass(frozen=True)
+class Column:
+    """The last position of every row of a batch, everything else frozen.
+
+    Attributes:
+        z: (B, L, H, e) head outputs. attention: (B, L, D) outputs of the output projections. resid: (B, L, D) what
+            enters each block. final: (B, D) what the unembedding reads.
+        past: KV cache of the earlier columns, only for the decisions of side memories that hang on it.
+    """
+
+    model: nn.Module
+    adapter: ModelAdapter
+    z: Tensor
+    attention: Tensor
+    resid: Tensor
+    final: Tensor
+    past: DynamicCache | None
+
+    def run(self, layer: int, rows: Tensor, attention: Callable[[int], Tensor], resid: Tensor | None = None) -> Tensor:
+        """(R, D) what the unembedding reads, in the graph of what is given.
+
+        Args:
+            layer: the first block that runs. rows: (R,) which row of the batch each column is a copy of.
+            attention: per layer from `layer` on the (R, D) output of its output projection.
+            resid: (R, D) what enters `layer`; default what does in the batch.
+        """
+        entry = self.resid[rows, layer] if resid is None else resid
+        kwargs: dict[str, Any] = {"use_cache": False}
+        if self.past is not None:
+            kwargs = {"use_cache": True, "past_key_values": self._blank(rows)}
+        seen = 0 if self.past is None else self.past.get_seq_length()
+        ids = torch.zeros(len(rows), 1, dtype=torch.long, device=entry.device)
+        kwargs["attention_mask"] = torch.ones(len(rows), seen + 1, dtype=torch.long, device=entry.device)
+        if self.adapter.takes_position_ids:
+            kwargs["position_ids"] = ids + seen
+        with (
+            entering_at(self.model, self.adapter, layer, entry[:, None]),
+            _given(self.model, self.adapter, layer, attention),
+            until(self.model.get_submodule(self.adapter.unembed)) as kept,
+        ):
+            self.model(ids, **kwargs)
+        return kept[0][:, -1]
+
+    def project(self, layer: int, change: Tensor) -> Tensor:
+        """(..., H, D) what a change (..., H, e) of each single head's z adds to the output projection's output."""
+        weight = self.output_weight(layer)
+        return torch.einsum("...he,dhe->...hd", change, weight.unflatten(1, (self.adapter.n_heads, -1)))
+
+    def output_weight(self, layer: int) -> Tensor:
+        """(D, H e) the output projection."""
+        ref = weight_ref(self.model, self.adapter.layers[layer].o)
+        return ref.oriented(self.model.get_parameter(ref.name))
+
+    def logits(self, final: Tensor, tokens: Tensor) -> Tensor:
+        """(R, n) the model's logits of `tokens` (R, n), from what the unembedding reads (R, D)."""
+        unembed = self.model.get_submodule(self.adapter.unembed)
+        weight, bias = unembed.weight, getattr(unembed, "bias", None)
+        assert isinstance(weight, Tensor)
+        found = torch.einsum("rd,rnd->rn", final, weight[tokens])
+        if bias is not None:
+            found = found + bias[tokens]
+        config: Any = self.model.config
+        found = found * (getattr(config, "logit_scale", None) or 1.0)  # Cohere
+        cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
+        return found if cap is None else torch.tanh(found / cap) * cap
+
+    def _blank(self, rows: Tensor) -> DynamicCache:
+        """A cache of the right lengths without content: attention does not look at it, side memories do."""
+        assert self.past is not None
+        blank = shallow(self.past)
+        for layer in blank.layers:
+            for name in ("keys", "values"):
+                held = getattr(layer, name)
+                setattr(layer, name, held.new_zeros(()).expand(len(rows), *held.shape[1:]))
+        select_rows(blank, rows)
+        return blank
+
+
+def column(session: Session, batch: Batch) -> Column:
+    """The last column of a left-padded batch, from one forward pass; the session's patches are in force.
+
+    Raises:
+        AdapterError: the logits of the column are not the model's.
+    """
+    session_wishes = [session.capture(site, at=-1) for site in ("z", "attn_raw", "resid_pre", "final")]
+    cone = session.cone(batch, 0, batch.width - 1)
+    layers = range(session.adapter.n_layers)
+    kept = session.captured
+    stacked = {site: torch.stack([kept[site, n] for n in layers], 1) for site in ("z", "attn_raw", "resid_pre")}
+    for wish in session_wishes:
+        session.remove(wish)
+    past = cone.past if cone.past is not None and decisions_of(cone.past) else None
+    found = Column(
+        session.model, session.adapter, stacked["z"], stacked["attn_raw"], stacked["resid_pre"], kept["final"], past
+    )
+    _check(session, batch, found)
+    return found
+
+
+def _check(session: Session, batch: Batch, found: Column) -> None:
+    """The first row's logits by the model against those of its column."""
+    with torch.no_grad():
+        one = batch.rows([0])
+        true = session.run(one, read=one.last).logits
+        assert true is not None
+        tokens = true[0].topk(min(8, true.shape[-1])).indices[None]
+        row = torch.zeros(1, dtype=torch.long, device=batch.ids.device)
+        again = found.logits(found.run(0, row, lambda layer: found.attention[row, layer]), tokens)[0]
+    error = float((again - true[0, tokens[0]]).abs().max() / true.abs().max().clamp(min=1e-12))
+    limit = TOLERANCE if true.dtype in (torch.float32, torch.float64) else 0.05
+    if not error <= limit:
+        raise AdapterError(
+            f"The last column of {session.adapter.family} by itself gives other logits than the model "
+            f"(relative error {error:.1e}).",
+            "This architecture is not supported by path patching.",
+        )
+
+
+@contextmanager
+def _given(model: nn.Module, adapter: ModelAdapter, layer: int, attention: Callable[[int], Tensor]) -> Iterator[None]:
+    """While open, in this thread, attention modules from `layer` on return what `attention` gives."""
+    thread = threading.get_ident()
+
+    def stub(module: Any, number: int) -> Callable[..., Any]:
+        forward = module.forward
+        # BLOOM's attention module adds the residual stream itself.
+        names = list(inspect.signature(type(module).forward).parameters)[1:]
+        place = names.index("residual") if "residual" in names else None
+
+        def stubbed(*args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != thread:
+                return forward(*args, **kwargs)
+            value = attention(number)[:, None]
+            if place is not None:
+                value = value + (kwargs["residual"] if "residual" in kwargs else args[place])
+            return value, None
+
+        return stubbed
+
+    with ExitStack() as stack:
+        for number in range(layer, adapter.n_layers):
+            module = model.get_submodule(adapter.layers[number].attn)
+            stack.callback(restorer(module))
+            module.__dict__["forward"] = stub(module, number)
+        yield
