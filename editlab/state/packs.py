@@ -392,7 +392,7 @@ def _read_entries(path: Path, manifest: Manifest, limit: int) -> tuple[Entry, ..
                 if not os.path.samestat(info, path.lstat()):
                     raise _damaged("it was replaced while it was read")
                 return tuple(_entry(record, tensors) for record in manifest.entries)
-        except SafetensorError as error:
+        except (SafetensorError, OSError, RuntimeError) as error:  # torch's RuntimeError: it is gone by now
             raise _damaged(f"safetensors says {_shown(str(error))}") from None
 
 
