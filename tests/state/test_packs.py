@@ -19,10 +19,9 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from editlab.errors import EditlabError, PackError
-from editlab.state import packs
 from editlab.state.edit import Delta, Edit
 from editlab.state.ledger import Ledger
-from editlab.state.packs import apply_pack, read_pack, save_pack
+from editlab.state.packs import apply_pack, read_pack, reading, save_pack
 from editlab.state.weights import WeightView
 
 IDS = torch.tensor([[1, 5, 9, 2, 7]])
@@ -382,7 +381,7 @@ def test_a_corrupt_pack_is_refused_in_words(name: str, pack_folder: Path, monkey
     corrupt(pack_folder)
     listing = {p: p.lstat().st_mtime_ns for p in pack_folder.parent.rglob("*")}
     opened: list[Path] = []
-    real_os_open, real_open, real_safe_open = os.open, builtins.open, packs.safe_open
+    real_os_open, real_open, real_safe_open = os.open, builtins.open, reading.safe_open
 
     def note(path: Any) -> None:
         if isinstance(path, str | Path):
@@ -391,7 +390,7 @@ def test_a_corrupt_pack_is_refused_in_words(name: str, pack_folder: Path, monkey
     monkeypatch.setattr(os, "open", lambda p, *a, **k: (note(p), real_os_open(p, *a, **k))[1])
     monkeypatch.setattr(builtins, "open", lambda p, *a, **k: (note(p), real_open(p, *a, **k))[1])
     monkeypatch.setattr(io, "open", lambda p, *a, **k: (note(p), real_open(p, *a, **k))[1])
-    monkeypatch.setattr(packs, "safe_open", lambda p, *a, **k: (note(p), real_safe_open(p, *a, **k))[1])
+    monkeypatch.setattr(reading, "safe_open", lambda p, *a, **k: (note(p), real_safe_open(p, *a, **k))[1])
     with pytest.raises(PackError, match=words) as caught:
         read_pack(pack_folder)
     monkeypatch.undo()
