@@ -12,7 +12,7 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 from editlab.errors import ModelError
-from editlab.state.weights import structural_clone
+from editlab.state.sharing import structural_clone
 
 if TYPE_CHECKING:
     from editlab.lm import LM

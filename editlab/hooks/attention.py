@@ -8,8 +8,8 @@ These never pass by a module. transformers lets a model's attention function be 
 3. offers scores and pattern, and recomputes `pattern @ v` when a hook changed them.
 
 The tap computes eagerly: compare a patched run only with a baseline under the same tap (eager and fused
-attention differ by rounding, in bf16 by whole logits). GPT-J, Falcon and BLOOM do not use the interface: there
-the pattern is taken from the attention module's second output and cannot be patched.
+attention differ by rounding, in bf16 by whole logits). Falcon, BLOOM and, in older transformers, GPT-J do not use
+the interface: there the pattern is taken from the attention module's second output and cannot be patched.
 """
 
 from __future__ import annotations

@@ -177,3 +177,14 @@ def restorer(block: nn.Module) -> Callable[[], None]:
         saved = block.__dict__["forward"]
         return lambda: block.__dict__.__setitem__("forward", saved)
     return lambda: block.__dict__.pop("forward", None) and None
+
+
+def keeper(kept: dict[int, Tensor], layer: int, cut: int) -> Callable[..., None]:
+    """A pre-hook that keeps the residual stream entering a block, columns from `cut` on."""
+    thread = threading.get_ident()
+
+    def keep(module: nn.Module, args: Any, kwargs: Any) -> None:
+        if threading.get_ident() == thread:
+            kept[layer] = (args[0] if args else kwargs["hidden_states"])[:, cut:].clone()
+
+    return keep

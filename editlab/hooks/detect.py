@@ -30,6 +30,7 @@ from transformers.pytorch_utils import Conv1D
 from editlab.errors import AdapterError
 from editlab.hooks.adapter import HeadLayout, LayerPaths, ModelAdapter
 from editlab.hooks.cone import entering_at
+from editlab.hooks.kv_cache import cache_made
 
 _HINT = "Hand in a ModelAdapter written for it: LM(model, tokenizer, adapter=...)."
 
@@ -153,7 +154,7 @@ def _probe(model: nn.Module) -> _Seen:
                 stack.callback(module.register_forward_pre_hook(before(name), with_kwargs=True, prepend=True).remove)
                 stack.callback(module.register_forward_hook(after(name), prepend=True).remove)
         out = model(ids, use_cache=True)
-    seen.logits, seen.cache = out.logits, getattr(out, "past_key_values", None)
+    seen.logits, seen.cache = out.logits, cache_made(out)
     return seen
 
 

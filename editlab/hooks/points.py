@@ -1,19 +1,22 @@
 """From a site's name to the module where it passes by, and the view of the tensor that is meant there.
 
 A `Point` is one side of one module. A `Lens` turns the raw tensor at that point into the site's shape and a
-new value of the site back into the raw tensor.
+new value of the site back into the raw tensor. A `Frame` says which rows and columns the running forward computes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from editlab.errors import ConfigError, SiteUnavailable
 from editlab.hooks.adapter import HeadLayout, ModelAdapter
+from editlab.hooks.kv_cache import cache_given
 from editlab.hooks.sites import site as lookup
 
 
@@ -213,3 +216,48 @@ def select(at: At, frame: Frame) -> tuple[Tensor, Tensor] | None:
             f"Columns {frame.offset} to {frame.offset + frame.width - 1} are inside.",
         )
     return rows, cols
+
+
+def frame_of_call(args: Any, kwargs: Any) -> Frame:
+    """The frame of a forward pass from the arguments that the model was called with."""
+    ids = args[0] if args else kwargs.get("input_ids")
+    if ids is None:
+        ids = kwargs["inputs_embeds"][..., 0]
+    past = cache_given(kwargs)
+    offset = past.get_seq_length() if past is not None else 0
+    mask = kwargs.get("attention_mask")
+    if mask is None or mask.dim() != 2:
+        mask = torch.ones(ids.shape[0], offset + ids.shape[1], dtype=torch.long, device=ids.device)
+    return Frame(mask, offset, ids.shape[1], is_decode=offset > 0)
+
+
+def attach(module: nn.Module, point: Point, serve: Callable[[Tensor], Tensor]) -> RemovableHandle:
+    """A hook that puts what `serve` gives in place of the tensor passing by `point`, a side of `module`."""
+
+    def at_input(m: nn.Module, args: Any, kwargs: Any) -> Any:
+        name = None
+        if args and isinstance(args[0], Tensor):
+            raw = args[0]
+        else:
+            name = "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
+            raw = kwargs[name]
+        new = serve(raw)
+        if new is raw:
+            return None
+        return (args, {**kwargs, name: new}) if name else ((new, *args[1:]), kwargs)
+
+    def at_output(m: nn.Module, args: Any, output: Any) -> Any:
+        if point.path == "":
+            new = serve(output.logits)
+            if new is not output.logits:
+                output.logits = new
+            return output
+        raw = output[0] if isinstance(output, tuple) else output
+        new = serve(raw)
+        if new is raw:
+            return None
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    if point.side == "in":
+        return module.register_forward_pre_hook(at_input, with_kwargs=True, prepend=True)
+    return module.register_forward_hook(at_output, prepend=True)

@@ -25,6 +25,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from editlab.hooks.kv_cache import cache_given, cache_made
+
 _ATTRIBUTE = "editlab_routes"  # of a KV cache: decisions by module path
 
 # For the rows of the passes in a `prompt_ends` block: the first column that is no prompt.
@@ -147,14 +149,14 @@ class Routes:
             ]
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        cache = kwargs.get("past_key_values")
+        cache = cache_given(kwargs)
         past = int(cache.get_seq_length()) if cache is not None else 0
         self._local.call = _Call(kwargs.get("attention_mask"), past, cache, _ENDS.get())
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         call = self._local.call
         self._local.call = None
-        made = getattr(output, "past_key_values", None)
+        made = cache_made(output)
         if call is not None and call.cache is None and made is not None and call.made:
             setattr(made, _ATTRIBUTE, dict(call.made))
 

@@ -13,10 +13,11 @@ wrong. Hooks go to the front of a module's list because transformers installs pe
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -27,31 +28,13 @@ from editlab.errors import ConfigError, SiteNotReached
 from editlab.hooks.adapter import ModelAdapter
 from editlab.hooks.attention import AttentionTap
 from editlab.hooks.batch import Batch
-from editlab.hooks.cone import Cone, Stop, cropped, entering_at, until
-from editlab.hooks.points import At, Frame, Lens, Point, locate, select
+from editlab.hooks.cone import Cone, Stop, cropped, entering_at, keeper, until
+from editlab.hooks.kv_cache import as_argument
+from editlab.hooks.points import At, Frame, Lens, Point, attach, frame_of_call, locate, select
 from editlab.hooks.routing import prompt_ends
 from editlab.hooks.sites import site as lookup
+from editlab.hooks.stance import eager_stance
 from editlab.hooks.wishes import Captured, Output, Phase, Value, Wish, grant, runs
-
-_STANCE_LOCK = threading.Lock()
-_STANCES: list[Any] = []  # one entry per open session; the first holds the stance
-
-
-@contextmanager
-def _eager_stance() -> Iterator[None]:
-    """torch.compile's stance is one for the whole process: the first session sets it, the last one puts it back."""
-    with _STANCE_LOCK:
-        _STANCES.append(torch.compiler.set_stance("force_eager") if not _STANCES else None)
-        if len(_STANCES) == 1:
-            _STANCES[0].__enter__()
-    try:
-        yield
-    finally:
-        with _STANCE_LOCK:
-            stance = _STANCES.pop(1 if len(_STANCES) > 1 else 0)
-            if stance is not None:
-                stance.__exit__(None, None, None)
-
 
 # The model and frame of the run in progress, for sessions that are open around the one that runs.
 _RUNNING: ContextVar[tuple[nn.Module, Frame] | None] = ContextVar("editlab_running", default=None)
@@ -98,8 +81,7 @@ class Session(AbstractContextManager["Session"]):
         with ExitStack() as stack:
             if self._lock is not None:
                 stack.enter_context(self._lock)
-            # A compiled model ignores hooks added after its first call, without a word.
-            stack.enter_context(_eager_stance())
+            stack.enter_context(eager_stance())
             self._thread = threading.get_ident()
             handle = self.model.register_forward_pre_hook(self._begin, with_kwargs=True, prepend=True)
             stack.callback(handle.remove)
@@ -305,7 +287,7 @@ class Session(AbstractContextManager["Session"]):
         past = DynamicCache() if cut else None
         with torch.no_grad(), ExitStack() as stack:
             for n, block in blocks.items():
-                stack.callback(block.register_forward_pre_hook(_keeper(entry, n, cut), with_kwargs=True).remove)
+                stack.callback(block.register_forward_pre_hook(keeper(entry, n, cut), with_kwargs=True).remove)
             # Without earlier columns or captures nothing above the last block's input is needed.
             goes_on = cut > 0 or any(
                 w.kind == "capture" and (w.layer is None or w.layer >= max(blocks)) for w in self._wishes
@@ -320,8 +302,7 @@ class Session(AbstractContextManager["Session"]):
         """The model on columns from `start` on, layers from `lowest` on; logits."""
         self._frame = Frame(batch.mask, start, batch.width - start, start=lowest)
         kwargs: dict[str, Any] = {"attention_mask": batch.mask, "use_cache": past is not None}
-        if past is not None:
-            kwargs["past_key_values"] = past
+        kwargs |= as_argument(self.model, past)
         if self.adapter.takes_position_ids:
             kwargs["position_ids"] = batch.position_ids[:, start:]
         self._is_ours = True
@@ -400,37 +381,7 @@ class Session(AbstractContextManager["Session"]):
     def _hook(self, point: Point) -> None:
         if point in self._hooks:
             return
-        module = self.model.get_submodule(point.path)
-
-        def at_input(m: nn.Module, args: Any, kwargs: Any) -> Any:
-            name = None
-            if args and isinstance(args[0], Tensor):
-                raw = args[0]
-            else:
-                name = "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
-                raw = kwargs[name]
-            new = self._serve(point, raw)
-            if new is raw:
-                return None
-            return (args, {**kwargs, name: new}) if name else ((new, *args[1:]), kwargs)
-
-        def at_output(m: nn.Module, args: Any, output: Any) -> Any:
-            if point.path == "":
-                new = self._serve(point, output.logits)
-                if new is not output.logits:
-                    output.logits = new
-                return output
-            raw = output[0] if isinstance(output, tuple) else output
-            new = self._serve(point, raw)
-            if new is raw:
-                return None
-            return (new, *output[1:]) if isinstance(output, tuple) else new
-
-        handle = (
-            module.register_forward_pre_hook(at_input, with_kwargs=True, prepend=True)
-            if point.side == "in"
-            else module.register_forward_hook(at_output, prepend=True)
-        )
+        handle = attach(self.model.get_submodule(point.path), point, partial(self._serve, point))
         self._hooks[point] = handle
         self._stack.callback(handle.remove)
 
@@ -442,15 +393,7 @@ class Session(AbstractContextManager["Session"]):
         if running is not None and running[0] is self.model:
             self._frame = replace(running[1], resid_pre={})
             return
-        ids = args[0] if args else kwargs.get("input_ids")
-        if ids is None:
-            ids = kwargs["inputs_embeds"][..., 0]
-        past = kwargs.get("past_key_values")
-        offset = past.get_seq_length() if past is not None else 0
-        mask = kwargs.get("attention_mask")
-        if mask is None or mask.dim() != 2:
-            mask = torch.ones(ids.shape[0], offset + ids.shape[1], dtype=torch.long, device=ids.device)
-        self._frame = Frame(mask, offset, ids.shape[1], is_decode=offset > 0)
+        self._frame = frame_of_call(args, kwargs)
 
     def _serve(self, point: Point, raw: Tensor) -> Tensor:
         frame = self._frame
@@ -482,14 +425,3 @@ class Session(AbstractContextManager["Session"]):
         if isinstance(inputs, Cone):
             return f"The cone starts at layer {inputs.layer}; what lies below it does not run."
         return "The model's forward took a path without that module."
-
-
-def _keeper(kept: dict[int, Tensor], layer: int, cut: int) -> Callable[..., None]:
-    """A pre-hook that keeps the residual stream entering a block, columns from `cut` on."""
-    thread = threading.get_ident()
-
-    def keep(module: nn.Module, args: Any, kwargs: Any) -> None:
-        if threading.get_ident() == thread:
-            kept[layer] = (args[0] if args else kwargs["hidden_states"])[:, cut:].clone()
-
-    return keep

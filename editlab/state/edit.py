@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from editlab.errors import EditlabError
-from editlab.state.weights import tensor_sha256
+from editlab.state.hashes import tensor_sha256
 
 
 @dataclass(frozen=True, eq=False)

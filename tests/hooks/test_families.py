@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 
 import pytest
@@ -283,7 +284,9 @@ def test_pattern_rows_sum_to_one_and_the_tap_comes_off(found, family):
         assert pattern.shape == (3, 4, batch.width, batch.width)
         assert (rows - 1).abs().max() <= 1e-5
     assert model.config._attn_implementation == before
-    if family in ("gptj", "falcon", "bloom"):
+    # GPT-J, Falcon and BLOOM, of which newer transformers let GPT-J's attention function be replaced.
+    if not hasattr(sys.modules[type(model).__module__], "eager_attention_forward"):
+        assert family in ("gptj", "falcon", "bloom")
         from editlab.errors import SiteUnavailable
 
         with Session(model, adapter) as s:

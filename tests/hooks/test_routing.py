@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers import DynamicCache
 
 from editlab import LM
 from editlab.hooks.batch import pad_rows
+from editlab.hooks.kv_cache import as_argument, cache_made
 from editlab.hooks.routing import prompt_ends
 
 TEXTS = ["The old town by the river", "In the sea", "many years and the stone"]
@@ -117,7 +119,8 @@ def test_generation_keeps_to_the_prompt_s_decision(family: str, beams: int, use_
         assert new[row].tolist() == alone[0].tolist()
 
 
-def test_two_caches_keep_apart() -> None:
+@pytest.mark.parametrize("hand_in", [as_argument, lambda model, cache: {"past_key_values": cache}], ids=["new", "old"])
+def test_two_caches_keep_apart(hand_in: Callable[..., dict[str, Any]]) -> None:
     probe, path = routed("llama", Turner())
     limit = between(probe, path, TEXTS[:2])
     lm, path = routed("llama", Turner(limit))
@@ -126,12 +129,12 @@ def test_two_caches_keep_apart() -> None:
         caches = []
         for text in TEXTS[:2]:
             cache = DynamicCache()
-            lm.model(lm.encode([text]).ids, past_key_values=cache, use_cache=True)
+            lm.model(lm.encode([text]).ids, use_cache=True, **hand_in(lm.model, cache))
             chosen[text] = int(lm.routes.last[path].chosen[0])
             caches.append(cache)
         assert sorted(chosen.values()) == [-1, 0]
         for text, cache in zip(TEXTS[:2], caches, strict=True):
-            step = lm.model(torch.tensor([[5]]), past_key_values=cache, use_cache=True).logits
+            step = lm.model(torch.tensor([[5]]), use_cache=True, **hand_in(lm.model, cache)).logits
             whole = lm.encode([text]).ids
             with prompt_ends(torch.tensor([whole.shape[1]])):
                 full = lm.model(torch.cat([whole, torch.tensor([[5]])], 1)).logits
@@ -143,7 +146,7 @@ def test_a_cache_that_the_model_made_keeps_the_decision_too() -> None:
     lm, _ = routed("llama", layer)
     with torch.no_grad():
         first = lm.model(lm.encode(TEXTS[:1]).ids, use_cache=True)
-        lm.model(torch.tensor([[5]]), past_key_values=first.past_key_values, use_cache=True)
+        lm.model(torch.tensor([[5]]), use_cache=True, **as_argument(lm.model, cache_made(first)))
     assert layer.decisions == 1
 
 

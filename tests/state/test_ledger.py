@@ -316,7 +316,7 @@ def test_a_failure_while_writing_leaves_ledger_and_weights(monkeypatch: pytest.M
     def broken(*args: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("editlab.state.weights._rebind", broken)
+    monkeypatch.setattr("editlab.state.weights.rebind", broken)
     with pytest.raises(MemoryError):
         ledger.apply(an_edit(view, GPT2_WEIGHTS, 2))
     monkeypatch.undo()

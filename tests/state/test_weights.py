@@ -15,7 +15,9 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from editlab.errors import EditFailed, EditlabError, UnknownName
-from editlab.state.weights import WeightView, fingerprint, structural_clone, tensor_sha256
+from editlab.state.hashes import fingerprint, tensor_sha256
+from editlab.state.sharing import structural_clone
+from editlab.state.weights import WeightView
 
 IDS = torch.tensor([[1, 5, 9, 2, 7]])
 DOWN = "transformer.h.0.mlp.c_proj.weight"
@@ -154,7 +156,8 @@ def test_only_edited_tensors_are_hashed_again(monkeypatch: pytest.MonkeyPatch) -
     _ = view.base_hash
     hashed: list[torch.Size] = []
     real = tensor_sha256
-    monkeypatch.setattr("editlab.state.weights.tensor_sha256", lambda t: (hashed.append(t.shape), real(t))[1])
+    for module in ("weights", "hashes"):
+        monkeypatch.setattr(f"editlab.state.{module}.tensor_sha256", lambda t: (hashed.append(t.shape), real(t))[1])
     view.write(DOWN, noise(view.base(DOWN)))
     _ = view.current_hash, view.current_hash, view.fork().base_hash
     assert hashed == [view.base(DOWN).shape]
