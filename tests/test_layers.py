@@ -92,6 +92,9 @@ RULES: dict[str, Callable[[Import], bool]] = {
     "state knows hooks, memories, the errors and where the cache is": only(
         "editlab.state", "editlab.errors", "editlab.hooks", "editlab.memories", "editlab.models.cache"
     ),
+    "the reader knows what reading needs": only(
+        "editlab.reader", "editlab.errors", "editlab.hooks", "editlab.progress", "editlab.state.weights"
+    ),
     "memories know hooks and what an edit is": only(
         "editlab.memories", "editlab.errors", "editlab.hooks", "editlab.registry", "editlab.state.edit"
     ),

@@ -138,6 +138,15 @@ class ModelAdapter:
             )
         return layer
 
+    def layer_of(self, parameter: str) -> int:
+        """The block that a parameter belongs to: -1 before the blocks, n_layers after them."""
+        for i, paths in enumerate(self.layers):
+            if parameter.startswith(paths.block + "."):
+                return i
+        # A tied unembedding is the embedding, which every layer rests on.
+        after = (self.final_norm + ".",) if self.is_tied else (self.final_norm + ".", self.unembed + ".")
+        return self.n_layers if parameter.startswith(after) else -1
+
     def down(self, model: nn.Module, layer: int) -> WeightRef:
         """The MLP's second matrix W of `layer`, which maps a key to a value (ROME, arXiv 2202.05262)."""
         return weight_ref(model, self.layers[self.check_layer(layer)].down)

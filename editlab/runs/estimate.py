@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from editlab.config import build
-from editlab.edits.presets import with_preset
+from editlab.edits.engine import engine
 from editlab.evaluation.scorer import score_facts
 from editlab.progress import OnStep, silent
 from editlab.state.edit import Edit
@@ -56,14 +55,11 @@ def estimate(lm: LM, facts: Sequence[Fact], plan: Plan, on_step: OnStep = silent
     Raises:
         EditlabError: the first facts cannot be edited; that is what the run would say of them.
     """
-    from editlab import registry
-
-    engine = registry.get(plan.method)
-    settings = build(engine.Config, with_preset(lm.adapter, plan.method, plan.settings), f"method '{plan.method}'")
+    compute = engine(lm, plan.method, plan.settings)
 
     def timed(of: Sequence[Fact]) -> tuple[float, Edit]:
         started = time.perf_counter()
-        edit = engine.compute(lm, list(of), settings, on_step)
+        edit = compute(of, on_step)
         return time.perf_counter() - started, edit
 
     chunks = plan.chunks(facts)

@@ -1,0 +1,258 @@
+"""`Reader`: a model to look at and run, with its tokenizer and the hooks; `editlab.lm.LM` adds the edits.
+
+It works on a view: a copy of the module tree that shares every tensor with the base model, which is never written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from editlab.errors import ModelError, RequestError
+from editlab.hooks.adapter import ModelAdapter
+from editlab.hooks.batch import Batch, Span, pad_rows, tokenize
+from editlab.hooks.cone import Cone
+from editlab.hooks.detect import detect
+from editlab.hooks.routing import Routes
+from editlab.hooks.session import Captured, Output, Session
+from editlab.progress import OnStep, StepInfo, silent
+from editlab.state.weights import WeightView
+
+# Counts weight changes over all readers, so that a cone of one fork does not pass for another's.
+_CHANGES = itertools.count(1)
+
+
+class Reader:
+    """A view of a causal language model, with its tokenizer and its structure.
+
+    Attributes:
+        name: what to call it in files and messages.
+    """
+
+    name: str
+
+    def _start(
+        self, view: Callable[[], WeightView], tokenizer: Callable[[], Any], name: str, adapter: ModelAdapter | None
+    ) -> None:
+        self._make_view = view
+        self._read_tokenizer = tokenizer
+        self.name = name
+        if adapter is not None:
+            self.__dict__["adapter"] = adapter
+        self._lock = threading.RLock()
+        self._changed_at: dict[str, int] = {}
+
+    @cached_property
+    def _view(self) -> WeightView:
+        with self._lock:
+            if "_view" not in self.__dict__:  # another thread may have been first
+                view = self._make_view()
+                view.on_change.append(self._note_change)
+                self.__dict__["_view"] = view
+            return self.__dict__["_view"]
+
+    @cached_property
+    def model(self) -> Any:
+        """The view: a normal Hugging Face model."""
+        return self._view.model
+
+    @property
+    def routes(self) -> Routes:
+        """The side memories that are in force."""
+        return self._view.routes
+
+    @cached_property
+    def adapter(self) -> ModelAdapter:
+        """The model's structure, found and proved at its first use."""
+        with self._lock:
+            return detect(self.model)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The fast tokenizer."""
+        tokenizer = self._read_tokenizer()
+        if not getattr(tokenizer, "is_fast", False):
+            raise ModelError(
+                f"The tokenizer of {self.name} gives no character offsets, which editing needs.",
+                "Use a fast tokenizer (one with a tokenizer.json).",
+            )
+        return tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    # -- text ---------------------------------------------------------------------------------------
+
+    @cached_property
+    def adds_bos(self) -> bool:
+        """The tokenizer itself puts a beginning-of-sequence token in front."""
+        ids = self.tokenizer("a")["input_ids"]
+        return self.tokenizer.bos_token_id is not None and ids[:1] == [self.tokenizer.bos_token_id]
+
+    @cached_property
+    def sink(self) -> int:
+        """The token to put in front so that no word of the text stands at position 0.
+
+        Models park a huge vector on the first token. BOS where the tokenizer adds one, else "<|endoftext|>", else
+        whatever begins or ends a sequence.
+        """
+        tok = self.tokenizer
+        if self.adds_bos:
+            return int(tok.bos_token_id)
+        vocabulary = tok.get_vocab()
+        for candidate in ("<|endoftext|>", tok.bos_token, tok.eos_token, tok.unk_token, tok.pad_token):
+            if candidate is not None and candidate in vocabulary:
+                return int(vocabulary[candidate])
+        return 0
+
+    def tokens(self, text: str, *, sink: bool = False, special: bool = True) -> tuple[list[int], tuple[Span, ...]]:
+        """Ids and character spans of one text.
+
+        Args:
+            sink: put the sink token in front. special: put BOS in front if the tokenizer is one that does.
+        """
+        return tokenize(self.tokenizer, text, self.sink if sink or (special and self.adds_bos) else None)
+
+    def encode(
+        self, texts: str | Sequence[str], *, pad: Literal["left", "right"] = "left", sink: bool = False
+    ) -> Batch:
+        """A padded batch of texts, with positions and character spans.
+
+        Raises:
+            RequestError: a text is empty.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if not texts or not all(texts):
+            raise RequestError("There is an empty text in the batch.", "Give every row some text.")
+        pairs = [self.tokens(text, sink=sink) for text in texts]
+        return pad_rows([ids for ids, _ in pairs], pivots=pad, spans=tuple(s for _, s in pairs), device=self.device)
+
+    # -- reading ------------------------------------------------------------------------------------
+
+    def session(self) -> Session:
+        """Hooks for the time of a `with` block; one session at a time per LM, others wait."""
+        return Session(self.model, self.adapter, lock=self._lock, stamp=self._stamp)
+
+    def capture(self, batch: Batch, sites: Iterable[str | tuple[str, int]]) -> Captured:
+        """Tensors at `sites` by [site, layer]; a bare name means every layer. Runs no further than needed."""
+        with self.session() as s, torch.no_grad():
+            for item in sites:
+                s.capture(*([item] if isinstance(item, str) else item))
+            return s.run(batch, read=None).captured
+
+    def forward(self, batch: Batch, read: Tensor | Literal["all"] = "all") -> Tensor:
+        """Logits everywhere, or where `read` says (see `Session.run`)."""
+        with self.session() as s, torch.no_grad():
+            logits = s.run(batch, read=read).logits
+        assert logits is not None
+        return logits
+
+    def prefix(self, batch: Batch, layer: int, cut: int = 0) -> Cone:
+        """Freeze what a change at `layer` and columns from `cut` on cannot alter, to run it many times."""
+        with self.session() as s:
+            return s.cone(batch, layer, cut)
+
+    def run_from(self, cone: Cone, read: Tensor | Literal["all"] = "all") -> Output:
+        """Run from a frozen state.
+
+        Raises:
+            StaleState: weights that it rests on have changed.
+        """
+        with self.session() as s, torch.no_grad():
+            return s.run(cone, read=read)
+
+    def generate_ids(
+        self, batch: Batch, max_new_tokens: int, *, on_step: OnStep = silent, **options: Any
+    ) -> list[list[int]]:
+        """New token ids per row, greedy unless `options` say otherwise, cut at the end-of-sequence token."""
+
+        def report(ids: Tensor, *_: Any, **__: Any) -> Tensor:
+            on_step(StepInfo("answering", ids.shape[1] - batch.width, max_new_tokens, "tokens"))
+            return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+        if on_step is not silent:
+            options["stopping_criteria"] = [*options.get("stopping_criteria", ()), report]
+        with self.session() as s:
+            new = s.generate(batch, max_new_tokens, **options)
+        ends = self.model.generation_config.eos_token_id
+        stops = set(ends if isinstance(ends, list) else [ends])
+        rows = []
+        for row in new.tolist():
+            cut = next((i for i, token in enumerate(row) if token in stops), len(row))
+            rows.append(row[:cut])
+        return rows
+
+    def generate(
+        self,
+        texts: str | Sequence[str],
+        max_new_tokens: int = 20,
+        *,
+        sink: bool = False,
+        on_step: OnStep = silent,
+        **options: Any,
+    ) -> list[str]:
+        """Continuations of the texts, greedy unless `options` say otherwise; `on_step` is told of every token."""
+        batch = self.encode(texts, sink=sink)
+        return [
+            self.tokenizer.decode(r, skip_special_tokens=True)
+            for r in self.generate_ids(batch, max_new_tokens, on_step=on_step, **options)
+        ]
+
+    # -- identity -----------------------------------------------------------------------------------
+
+    @property
+    def base_hash(self) -> str:
+        """SHA-256 over the base's weights."""
+        return self._view.base_hash
+
+    @property
+    def state_hash(self) -> str:
+        """SHA-256 over weights and side memories as they are; equals `base_hash` exactly when nothing is edited."""
+        return self._view.current_hash
+
+    @property
+    def weights_hash(self) -> str:
+        """SHA-256 over the weights as they are, side memories left out."""
+        return self._view.weights_hash
+
+    @cached_property
+    def tokenizer_hash(self) -> str:
+        """SHA-256 of the tokenizer's definition and of the token it puts in front."""
+        backend = self.tokenizer.backend_tokenizer.to_str()
+        return hashlib.sha256(f"{backend}|{self.adds_bos}|{self.sink}".encode()).hexdigest()
+
+    def at_state(self, name: str, make: Callable[[], Any]) -> Any:
+        """What `make` gives for the model as it stands; made again only after the model has changed.
+
+        Args:
+            name: of the quantity, with all that it depends on besides the model. One value of each is kept.
+        """
+        if any(module._forward_hooks or module._forward_pre_hooks for module in self.model.modules()):
+            return make()  # a hook changes what the model gives, and not its hash
+        state = self.state_hash
+        kept: dict[str, tuple[str, Any]] = self.__dict__.setdefault("_made", {})
+        if name not in kept or kept[name][0] != state:
+            kept[name] = (state, make())
+        return kept[name][1]
+
+    def base_hash_up_to(self, layer: int) -> str:
+        """Hash of the base's weights that the states of `layer` depend on: everything but what comes after."""
+        names = [n for n in self._view.names() if self.adapter.layer_of(n) <= layer]
+        return hashlib.sha256("".join(f"{n}{self._view.base_sha256(n)}" for n in names).encode()).hexdigest()
+
+    def _note_change(self, names: Any) -> None:
+        self._changed_at |= dict.fromkeys(names, next(_CHANGES))
+
+    def _stamp(self, below: int | None) -> int:
+        """Number of the last change of weights below a layer, or of any."""
+        return max(
+            (v for n, v in self._changed_at.items() if below is None or self.adapter.layer_of(n) < below), default=0
+        )
