@@ -45,17 +45,16 @@ def contexts(lm: LM, *, per_length: dict[int, int], seed: int) -> list[str]:
 
 def _sample(lm: LM, per_length: dict[int, int], seed: int) -> list[str]:
     out: list[str] = []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for length, count in sorted(per_length.items()):
-            words = [SEEDS[i % len(SEEDS)] for i in range(count)]
-            rows = [lm.tokens(word, sink=True)[0] for word in words]
-            batch = pad_rows(rows, device=lm.device)
-            new = max(1, length - (len(rows[0]) - 1))
-            ids = lm.generate_ids(batch, new, do_sample=True, top_k=5, min_new_tokens=new)
-            for word, row in zip(words, ids, strict=True):
-                text = word + lm.tokenizer.decode(row, skip_special_tokens=True)
-                out.append(" ".join(text.split()))
+    generator = torch.Generator(lm.device).manual_seed(seed)
+    for length, count in sorted(per_length.items()):
+        words = [SEEDS[i % len(SEEDS)] for i in range(count)]
+        rows = [lm.tokens(word, sink=True)[0] for word in words]
+        batch = pad_rows(rows, device=lm.device)
+        new = max(1, length - (len(rows[0]) - 1))
+        ids = lm.generate_ids(batch, new, generator=generator, do_sample=True, top_k=5, min_new_tokens=new)
+        for word, row in zip(words, ids, strict=True):
+            text = word + lm.tokenizer.decode(row, skip_special_tokens=True)
+            out.append(" ".join(text.split()))
     return out
 
 

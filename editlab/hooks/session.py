@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
@@ -32,6 +32,7 @@ from editlab.hooks.cone import Cone, Stop, cropped, entering_at, keeper, until
 from editlab.hooks.kv_cache import as_argument
 from editlab.hooks.points import At, Frame, Lens, Point, attach, frame_of_call, locate, select
 from editlab.hooks.routing import prompt_ends
+from editlab.hooks.sampling import drawing_from
 from editlab.hooks.sites import site as lookup
 from editlab.hooks.stance import eager_stance
 from editlab.hooks.wishes import Captured, Output, Phase, Value, Wish, grant, runs
@@ -314,16 +315,20 @@ class Session(AbstractContextManager["Session"]):
             _RUNNING.reset(token)
             self._is_ours = False
 
-    def generate(self, batch: Batch, max_new_tokens: int = 20, **options: Any) -> Tensor:
+    def generate(
+        self, batch: Batch, max_new_tokens: int = 20, *, generator: torch.Generator | None = None, **options: Any
+    ) -> Tensor:
         """Greedy continuation with a KV cache, patches in force; (B, n) new token ids.
 
         Args:
+            generator: what sampling draws from, on the model's device; default torch's own.
             options: passed to `model.generate`; sampling is off unless asked for.
         """
         self._captured = Captured()
         options = {"do_sample": False, "pad_token_id": 0, **options}
         ends = torch.full((batch.n_rows,), batch.width, device=batch.ids.device)
-        with torch.no_grad(), prompt_ends(ends):
+        turn = drawing_from(generator) if options["do_sample"] else nullcontext()
+        with torch.no_grad(), prompt_ends(ends), turn:
             out = self.model.generate(  # type: ignore[operator]
                 input_ids=batch.ids, attention_mask=batch.mask, max_new_tokens=max_new_tokens, **options
             )

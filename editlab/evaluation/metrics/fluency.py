@@ -54,9 +54,8 @@ def generate(lm: LM, suite: Suite, prompts: Prompts, on_step: OnStep) -> dict[st
     for i in range(0, len(asked), _BATCH_ROWS):
         chunk = asked[i : i + _BATCH_ROWS]
         batch = lm.encode([p for _, p, _ in chunk], sink=suite.sink)
-        with torch.random.fork_rng():
-            torch.manual_seed(suite.seed + i)
-            new = lm.generate_ids(batch, max(1, _TOKENS - batch.width), do_sample=True, top_k=5)
+        generator = torch.Generator(lm.device).manual_seed(suite.seed + i)
+        new = lm.generate_ids(batch, max(1, _TOKENS - batch.width), generator=generator, do_sample=True, top_k=5)
         for (_, prompt, fact), ids in zip(chunk, new, strict=True):
             texts[fact].append(prompt + lm.tokenizer.decode(ids, skip_special_tokens=True))
         on_step(StepInfo("writing texts", i + len(chunk), len(asked), "texts"))
