@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from . import errors, links, panel, work
+from . import errors, links, panel, session, work
 from .session import LAB, Lab
 from .sharing import shareable
 
@@ -16,7 +16,9 @@ def sidebar() -> None:
     lab: Lab | None = st.session_state.get(LAB)
     with st.sidebar:
         if lab is None:
-            st.caption("No model is loaded.")
+            st.caption(
+                "No model is loaded." if session.COMING not in st.session_state else "The model is being loaded."
+            )
             return
         active = len(lab.lm.ledger.active)
         st.markdown(f"**{errors.plain(lab.lm.name)}** `{lab.lm.base_hash[:8]}`")

@@ -3,6 +3,7 @@
 1. `JobManager.submit` queues a function that takes `on_step`; the `Job` it returns is the only handle on the result.
 2. The worker runs one job at a time. Each step that the function reports is kept for whoever looks.
 3. Cancelling raises `Interrupted` at the next reported step, so the library unwinds as from Ctrl-C.
+4. What only prepares for later work (`when_idle`) is cancelled when somebody wants something, and begun again after it.
 
 Nothing here knows of streamlit: a job outlives the page that started it.
 """
@@ -21,6 +22,7 @@ from editlab.progress import OnStep, StepInfo
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 Work = Callable[[OnStep], Any]
+NOBODY = ""  # the owner of work that nobody waits for
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +145,7 @@ class JobManager:
     def __init__(self) -> None:
         self._queue: deque[Job] = deque()
         self._running: Job | None = None
+        self._idle: Work | None = None
         self._changed = threading.Condition()
         threading.Thread(target=self._serve, name="editlab-jobs", daemon=True).start()
 
@@ -158,21 +161,34 @@ class JobManager:
                 raise EditlabError("Another job of this tab is under way.", "Wait for it, or cancel it.")
             job = Job(owner, label, work)
             self._queue.append(job)
+            if self._running is not None and self._running.owner == NOBODY:
+                self._running.cancel()
             self._changed.notify()
             return job
+
+    def when_idle(self, work: Work) -> None:
+        """Do this while there is nothing else to do; it replaces what was to be done then before."""
+        with self._changed:
+            self._idle = work
+            self._changed.notify()
 
     def ahead_of(self, job: Job) -> int:
         """How many jobs are served before this one."""
         with self._changed:
             waiting = [other for other in self._queue if other.is_live]
             before = waiting.index(job) if job in waiting else 0
-            return before + (self._running is not None and self._running is not job)
+            busy = self._running is not None and self._running is not job and self._running.owner != NOBODY
+            return before + busy
 
     def _serve(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: bool(self._queue))
-                self._running = self._queue.popleft()
-            self._running.run()
+                self._changed.wait_for(lambda: self._queue or self._idle)
+                idle = None if self._queue else self._idle
+                job = self._queue.popleft() if idle is None else Job(NOBODY, "Preparing", idle)
+                self._running = job
+            job.run()
             with self._changed:
                 self._running = None
+                if idle is not None and not job.is_cancelled and self._idle is idle:
+                    self._idle = None

@@ -7,7 +7,6 @@ its tensors until an edit replaces one. The ledger lives in `st.session_state`, 
 from __future__ import annotations
 
 import os
-import threading
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,66 +18,16 @@ import streamlit as st
 from editlab.errors import EditlabError
 from editlab.facts import Fact
 from editlab.lm import LM
-from editlab.progress import OnStep, StepInfo, silent
 
 from . import errors
-from .examples import EXAMPLES, example_for
+from .examples import EXAMPLES
 from .jobs import Job, JobManager, Work
-from .sharing import is_shared, shareable
+from .models import Loaded, Source, job_manager, models
+from .sharing import is_shared
 
-LAB, FAILURE = "editlab.lab", "editlab.failure"
-
-
-@dataclass(frozen=True)
-class Source:
-    """Which model was asked for."""
-
-    name: str | None = None
-    dtype: str = "float32"
-    device: str = "cpu"
-
-    @property
-    def stamp(self) -> tuple[Any, ...]:
-        """Tells it from other models, and from the same folder with other contents."""
-        folder = Path(self.name) if self.name else None
-        files = sorted(folder.glob("*.safetensors")) if folder is not None and folder.is_dir() else []
-        return (self, *(path.stat().st_mtime_ns for path in files))
-
-
-class Models:
-    """The base model that was loaded last; sessions that fork an older one keep that alive themselves."""
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._stamp: tuple[Any, ...] | None = None
-        self._base: LM | None = None
-        self._example = EXAMPLES[0]
-
-    def begin(self, source: Source, on_step: OnStep = silent) -> tuple[LM, Fact]:
-        """A view of the model without edits, and a fact that it knows.
-
-        Raises:
-            EditlabError: it cannot be loaded, or is not supported.
-        """
-        with self._lock:
-            return self.fork(source, on_step), self._example
-
-    def fork(self, source: Source, on_step: OnStep = silent) -> LM:
-        """A view of the model without edits, loading it if it is not the one that is there.
-
-        Raises:
-            EditlabError: it cannot be loaded, or is not supported.
-        """
-        with self._lock:
-            stamp = source.stamp
-            if self._base is None or stamp != self._stamp:
-                base = LM.from_pretrained(source.name, dtype=source.dtype, device=source.device, on_step=on_step)
-                # An unsupported structure is refused here, and every session's fork knows the rest.
-                _ = base.adapter, base.base_hash, base.tokenizer_hash, base.sink
-                base.name = shareable(base.name)
-                on_step(StepInfo("trying an example", 0))
-                self._base, self._stamp, self._example = base, stamp, example_for(base)
-            return self._base.fork()
+LAB, FAILURE, COMING = "editlab.lab", "editlab.failure", "editlab.coming"
+MOMENT = 0.2  # seconds that a script run waits for a model
+EVERY = "0.5s"
 
 
 @dataclass(frozen=True)
@@ -164,37 +113,52 @@ class Lab:
         self.lm = twin
 
 
-@st.cache_resource(show_spinner=False)
-def models() -> Models:
-    """The process's base model."""
-    return Models()
-
-
-@st.cache_resource(show_spinner=False)
-def job_manager() -> JobManager:
-    """The process's worker."""
-    return JobManager()
-
-
 def begin() -> None:
-    """At the top of every run: load the model if there is none yet, and take over what has ended."""
-    if LAB not in st.session_state and FAILURE not in st.session_state:
+    """At the top of every run: have the model loaded if there is none yet, and take over what has come."""
+    if not {LAB, FAILURE, COMING} & st.session_state.keys():
         load(Source(os.environ.get("EDITLAB_MODEL") or None))
+    _take_model()
     if LAB in st.session_state:
         st.session_state[LAB].collect()
 
 
 def load(source: Source) -> None:
-    """Make `source` this session's model, saying what is going on; its ledger starts empty."""
-    place = st.empty()
-    try:
-        with place.status("Loading the model", expanded=True) as status:
-            lm, example = models().begin(source, lambda step: status.update(label=step.task.capitalize()))
-            st.session_state[LAB] = Lab(lm, lm.fork(), source, job_manager(), example)
-        st.session_state.pop(FAILURE, None)
-    except Exception as error:
-        st.session_state[FAILURE] = error
-    place.empty()
+    """Make `source` this session's model as soon as it has been read in; its ledger starts empty."""
+    st.session_state[COMING] = (source, models().ask(source))
+
+
+def _take_model() -> None:
+    if COMING not in st.session_state:
+        return
+    source, job = st.session_state[COMING]
+    if not job.wait(MOMENT):
+        return
+    del st.session_state[COMING]
+    st.session_state.pop(FAILURE, None)
+    if job.error is not None:
+        st.session_state[FAILURE] = job.error
+        return
+    loaded: Loaded = job.result
+    lm = loaded.base.fork()
+    st.session_state[LAB] = Lab(lm, lm.fork(), source, job_manager(), loaded.example)
+
+
+def wait_for_model() -> None:
+    """While a model is on its way the page ends here, and says how far it is; other pages can be opened meanwhile."""
+    if COMING in st.session_state:
+        st.header("Loading the model")
+        st.fragment(_coming, run_every=EVERY)(st.session_state[COMING][1])
+        st.stop()
+
+
+def _coming(job: Job) -> None:
+    if not job.is_live:
+        st.rerun()
+    st.progress(job.share or 0.0, text=errors.said(job.text))
+    found: Lab | None = st.session_state.get(LAB)
+    if found is not None and st.button(f"Stay with {errors.plain(found.lm.name)}"):
+        del st.session_state[COMING]
+        st.rerun()
 
 
 def lab() -> Lab:

@@ -24,6 +24,7 @@ def main() -> None:
     links.remember(chosen.title)
     session.begin()
     frame.sidebar()
+    session.wait_for_model()
     links.check_model()
     notices = st.container()
     chosen.run()

@@ -11,8 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from editlab import viz
+from editlab import registry, viz
 from editlab.config import build
+from editlab.edits.preserve import covariances
+from editlab.edits.presets import with_preset
+from editlab.edits.settings import SeveralLayersSettings, edit_layer, edit_layers
 from editlab.evaluation.results import Evaluation
 from editlab.facts import Fact
 from editlab.lm import LM
@@ -35,6 +38,7 @@ from editlab.runs import (
 )
 from editlab.runs.records import recorded_mode
 
+FOR_ONE, FOR_MANY = "rome", "memit"  # the methods that the Edit page begins with
 DRIFT = ("control_kl", "control_same")
 
 
@@ -71,6 +75,20 @@ def preview(lm: LM, fact: Fact, method: str, settings: Mapping[str, Any]) -> Cal
         on_step(StepInfo("measuring drift", 0))
         drift = twin.evaluate([report.fact], metrics=DRIFT, on_step=on_step)
         return Preview(report, drift, twin.route([row.prompt for row in report.rows]), parent)
+
+    return work
+
+
+def prepare(base: LM) -> Callable[[OnStep], None]:
+    """Collect the key statistics that the first edit would have to wait for, in the order in which pages need them."""
+
+    def work(on_step: OnStep) -> None:
+        for method in (FOR_ONE, FOR_MANY):
+            settings = build(registry.get(method).Config, with_preset(base.adapter, method, {}), method)
+            if isinstance(settings, SeveralLayersSettings):
+                covariances(base, edit_layers(base.adapter, settings), settings, on_step)
+            else:
+                covariances(base, [edit_layer(base.adapter, settings)], settings, on_step)
 
     return work
 

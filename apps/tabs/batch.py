@@ -31,7 +31,7 @@ def draw(lab: session.Lab) -> None:
     facts_file.show_flawed(flawed)
     left, right = st.columns([1, 3], vertical_alignment="bottom")
     with left:
-        method = methods.pick("bt_method", "memit")
+        method = methods.pick("bt_method", work.FOR_MANY)
     right.caption(errors.plain(methods.summary(method)))
     with errors.shown():
         _form(lab, method, facts, flawed)

@@ -27,7 +27,7 @@ def draw(lab: session.Lab) -> None:
     """Draw the tab."""
     left, right = st.columns([1, 3], vertical_alignment="bottom")
     with left:
-        method = methods.pick("ed_method", "rome")
+        method = methods.pick("ed_method", work.FOR_ONE)
     right.caption(errors.plain(methods.summary(method)))
     with errors.shown():
         row, layers, changed, wanted = _form(lab, method)

@@ -8,6 +8,7 @@ import pandas as pd
 import streamlit as st
 from editlab_apps import answers, card, commands, downloads, errors, links, session, work
 from editlab_apps.answers import Answer
+from editlab_apps.models import Source
 from editlab_apps.sharing import is_shared
 
 TITLE = "Overview"
@@ -137,7 +138,7 @@ def _load(lab: session.Lab | None) -> None:
         device = columns[1].selectbox("Device", ["cpu", "cuda", "auto"], key="ov_device")
         wanted = columns[2].form_submit_button("Load", width="stretch")
     if wanted and name:
-        source = session.Source(name, dtype or "float32", device or "cpu")
+        source = Source(name, dtype or "float32", device or "cpu")
         if lab is not None and lab.is_unsaved:
             _ask(lab, source)
         else:
@@ -145,7 +146,7 @@ def _load(lab: session.Lab | None) -> None:
 
 
 @st.dialog("There are unsaved edits")
-def _ask(lab: session.Lab, source: session.Source) -> None:
+def _ask(lab: session.Lab, source: Source) -> None:
     """Another model means another ledger."""
     st.write("The ledger belongs to the model that is loaded now. Loading another one begins a new ledger.")
     columns: list[Any] = st.columns(3)
@@ -159,7 +160,7 @@ def _ask(lab: session.Lab, source: session.Source) -> None:
         st.rerun()
 
 
-def _switch(source: session.Source) -> None:
+def _switch(source: Source) -> None:
     session.load(source)
     st.rerun()
 

@@ -30,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from editlab.data.corpus import Corpus
-from editlab.errors import ConfigError
+from editlab.errors import ConfigError, Interrupted
 from editlab.hooks.batch import Batch, pad_rows
 from editlab.models.cache import cache_root
 from editlab.progress import OnStep, StepInfo, silent
@@ -232,9 +232,18 @@ def _compute(
                 keys = got["mlp_key", layer].float()
                 totals[layer] += (keys.T @ keys).double().cpu()
             count += int(inside.sum())
-            on_step(StepInfo(task, count, wanted, "tokens"))
-            if time.monotonic() - saved > SAVE_EVERY_S and index + 1 < len(batches):
-                tensors = {str(layer): total for layer, total in totals.items()}
-                write_tensors(partial, tensors, {"done": str(index + 1), "count": str(count)})
+            try:
+                on_step(StepInfo(task, count, wanted, "tokens"))
+                is_due = time.monotonic() - saved > SAVE_EVERY_S
+            except Interrupted:
+                _save_partial(partial, totals, index + 1, count)
+                raise
+            if is_due and index + 1 < len(batches):
+                _save_partial(partial, totals, index + 1, count)
                 saved = time.monotonic()
     return {layer: Moments(total, count) for layer, total in totals.items()}
+
+
+def _save_partial(path: Path, totals: dict[int, Tensor], done: int, count: int) -> None:
+    tensors = {str(layer): total for layer, total in totals.items()}
+    write_tensors(path, tensors, {"done": str(done), "count": str(count)})

@@ -20,7 +20,8 @@ import psutil
 from common import write
 from editlab_apps.catalogue import page_files
 from editlab_apps.jobs import JobManager
-from editlab_apps.session import Lab, Models, Source
+from editlab_apps.models import Models, Source
+from editlab_apps.session import Lab
 from editlab_apps.work import preview
 from streamlit import config
 from streamlit.testing.v1 import AppTest
@@ -71,13 +72,16 @@ def pages() -> tuple[dict[str, float], dict[str, float], list[float]]:
 
 def sessions() -> tuple[float, int, int]:
     """Bytes of a further session with one edit, wrong answers, and answers asked."""
-    models, jobs, source = Models(), JobManager(), Source(os.environ.get("EDITLAB_MODEL"))
-    plain = models.fork(source)
+    jobs = JobManager()
+    loading = Models(jobs).ask(Source(os.environ.get("EDITLAB_MODEL")))
+    loading.wait(600)
+    base: LM = loading.result.base
+    plain = base.fork()
     prompts = [f"The capital of {country} is" for country in SESSIONS]
 
     def visit(country: str) -> Lab:
-        lm = models.fork(source)
-        lab = Lab(lm, lm.fork(), source, jobs)
+        lm = base.fork()
+        lab = Lab(lm, lm.fork(), Source(), jobs)
         fact = Fact(prompt="The capital of {} is", subject=country, target_new=SESSIONS[country])
         lab.start("edit", "Editing", preview(lm, fact, "rome", {}))
         while lab.job is not None and lab.job.is_live:

@@ -35,9 +35,12 @@ class App:
         return self.run()
 
     def run(self) -> App:
-        """Run the script until answers have come; anything that it did not catch fails the test."""
+        """Run the script until the model and answers have come; anything that it did not catch fails the test."""
         self.at.run()
         assert not self.at.exception, [e.value for e in self.at.exception]
+        if "editlab.coming" in self.at.session_state:
+            assert self.at.session_state["editlab.coming"][1].wait(PATIENCE), "the model did not come"
+            return self.run()
         lab = self.lab if "editlab.lab" in self.at.session_state else None
         coming = [job for job in lab.asked.values() if job.is_live] if lab is not None else []
         if not coming:

@@ -124,9 +124,9 @@ class Browser:
         wait_for(clicked, f"'{text}'")
         self.settled()
 
-    def see(self, text: str) -> None:
+    def see(self, text: str, patience: float = PATIENCE) -> None:
         """Wait until a text is on the page."""
-        wait_for(lambda: text in self.text, f"'{text}'")
+        wait_for(lambda: text in self.text, f"'{text}'", patience)
 
     @property
     def text(self) -> str:

@@ -11,6 +11,7 @@ from app_driver import App
 from editlab_apps import work
 from editlab_apps.jobs import JobManager
 
+from editlab import LM, Fact
 from editlab.errors import EditFailed, EditlabError, Interrupted
 from editlab.progress import StepInfo
 
@@ -171,3 +172,36 @@ def test_a_job_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     # Another task: its rate is its own.
     job.on_step(StepInfo("scoring", 0, 3, "facts"))
     assert job.left is None and job.text == "scoring 0 of 3 facts"
+
+
+def test_what_only_prepares_gives_way_and_goes_on_afterwards() -> None:
+    manager, begun, ended, ran = JobManager(), threading.Event(), threading.Event(), []
+
+    def prepare(on_step) -> None:
+        ran.append("prepare")
+        for step in range(10**9):
+            on_step(StepInfo("reading", step))
+            begun.set()
+            if len(ran) > 2:
+                ended.set()
+                return
+
+    manager.when_idle(prepare)
+    assert begun.wait(30)
+    job = manager.submit("a", "A", lambda on_step: ran.append("wanted"))
+    assert manager.ahead_of(job) == 0
+    assert job.wait(30) and job.state == "done" and ended.wait(30)
+    assert ran == ["prepare", "wanted", "prepare"]
+
+
+def test_a_model_is_prepared_for_its_first_edits(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDITLAB_CACHE", str(place / "cache"))
+    lm, seen = LM.from_pretrained("factworld-llama"), []
+    work.prepare(lm)(seen.append)
+    assert {step.task.split(" of ")[0] for step in seen} == {"key statistics"}
+    seen.clear()
+    for method in (work.FOR_ONE, work.FOR_MANY):
+        work.preview(lm, Fact(prompt="The capital of {} is", subject="France", target_new="Rome"), method, {})(
+            seen.append
+        )
+    assert not [step.task for step in seen if "statistics" in step.task]

@@ -16,7 +16,8 @@ import pytest
 import torch
 from app_driver import App
 from editlab_apps.jobs import JobManager
-from editlab_apps.session import Lab, Models, Source
+from editlab_apps.models import Models, Source
+from editlab_apps.session import Lab
 from editlab_apps.work import preview
 
 from editlab import LM, Fact
@@ -32,6 +33,13 @@ SECONDS = 120.0
 
 def fact(country: str) -> Fact:
     return Fact(prompt="The capital of {} is", subject=country, target_new=CAPITALS[country])
+
+
+def fork(models: Models, source: Source) -> LM:
+    """What a session gets."""
+    job = models.ask(source)
+    assert job.wait(SECONDS) and job.error is None, job.error
+    return job.result.base.fork()
 
 
 def capital(lm: LM, country: str) -> str:
@@ -51,16 +59,17 @@ def test_two_tabs_do_not_see_each_others_edits(app: App) -> None:
 
 @pytest.mark.model
 def test_eight_sessions_edit_at_once(place: Path) -> None:
-    models, jobs = Models(), JobManager()
+    jobs = JobManager()
+    models = Models(jobs)
     source = Source("factworld-llama")
-    plain = models.fork(source)
+    plain = fork(models, source)
     before = {country: capital(plain, country) for country in CAPITALS}
     weights = {name: tensor.clone() for name, tensor in plain.model.state_dict().items()}
     process = psutil.Process()
     base_memory = process.memory_info().rss
 
     def visit(country: str) -> Lab:
-        lm = models.fork(source)
+        lm = fork(models, source)
         lab = Lab(lm, lm.fork(), source, jobs)
         lab.start("edit", "Editing", preview(lab.lm, fact(country), "rome", {}))
         # Others ask meanwhile; nobody's unfinished edit may show.
@@ -92,9 +101,9 @@ def test_eight_sessions_edit_at_once(place: Path) -> None:
 
 
 def test_a_closed_session_is_freed(place: Path) -> None:
-    models = Models()
+    models = Models(JobManager())
     source = Source("factworld-llama")
-    lm = models.fork(source)
+    lm = fork(models, source)
     lab = Lab(lm, lm.fork(), source, JobManager())
     entry = lab.lm.edit(fact("France"))
     held = [weakref.ref(lab.lm.model), weakref.ref(lab.plain.model)]
@@ -103,7 +112,7 @@ def test_a_closed_session_is_freed(place: Path) -> None:
     del lm, lab, entry, hidden
     gc.collect()
     assert [ref() for ref in held] == [None, None, None]
-    assert capital(models.fork(source), "France").startswith("Paris")
+    assert capital(fork(models, source), "France").startswith("Paris")
 
 
 KILLED = """

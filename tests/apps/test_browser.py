@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("selenium")
-from browser_app import Browser, served
+from browser_app import Browser, served, wait_for
 
 pytestmark = [
     pytest.mark.browser,
@@ -18,6 +18,7 @@ pytestmark = [
         not (shutil.which("chromium") and shutil.which("chromedriver")), reason="needs chromium and chromedriver"
     ),
 ]
+JOB = 400.0  # seconds for what is worked out
 LOOKS = [(1280, False), (1280, True), (1920, False), (1920, True)]
 
 
@@ -56,7 +57,7 @@ def test_a_fact_is_edited_located_and_found_again(browser: Browser, width: int, 
     browser.click("Edit", "a")
     picture("2-edit-first")
     browser.click("Preview edit")
-    browser.see("Keep edit")
+    browser.see("Keep edit", JOB)
     browser.settled()
     picture("3-edit-preview")
     browser.click("Keep edit")
@@ -68,7 +69,7 @@ def test_a_fact_is_edited_located_and_found_again(browser: Browser, width: int, 
     browser.click("Batch", "*[@role='tab']")
     browser.see("Stop when")
     browser.click("Edit 1 fact", "button")
-    browser.see("Facts that fire")
+    browser.see("Facts that fire", JOB)
     picture("5-edit-batch")
 
     browser.click("Overview", "a")
@@ -77,7 +78,7 @@ def test_a_fact_is_edited_located_and_found_again(browser: Browser, width: int, 
 
     browser.click("Locate", "a")
     browser.click("Trace")
-    browser.see("Restores most")
+    browser.see("Restores most", JOB)
     browser.settled()
     picture("7-locate")
     browser.click("in Edit", "button")
@@ -88,7 +89,7 @@ def test_a_fact_is_edited_located_and_found_again(browser: Browser, width: int, 
     browser.see("Run folder (zip)")
     picture("8-runs")
     browser.click("Save work")
-    browser.see("ledger")
+    wait_for(lambda: "until saved" not in browser.text, "the end of the note on unsaved edits")
 
 
 def test_a_link_opens_its_page_with_its_settings(browser: Browser) -> None:
@@ -109,7 +110,7 @@ def test_two_browsers_do_not_see_each_others_edits(browser: Browser, address: st
             one.look(1280)
             one.open("edit")
         browser.click("Preview edit")
-        browser.see("Keep edit")
+        browser.see("Keep edit", JOB)
         browser.click("Keep edit")
         browser.see("1 edit active")
         other.click("Ledger", "*[@role='tab']")

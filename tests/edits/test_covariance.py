@@ -18,7 +18,7 @@ from tiny_lm import make_lm, make_tokenizer
 from editlab.data.corpus import Corpus, load_corpus
 from editlab.edits import covariance
 from editlab.edits.covariance import Moments, StatsSettings, collect, load_moments, plan, stats_path
-from editlab.errors import ConfigError
+from editlab.errors import ConfigError, Interrupted
 from editlab.hooks.session import Session
 from editlab.lm import LM
 from editlab.progress import StepInfo
@@ -321,6 +321,22 @@ def test_a_killed_run_goes_on_and_gives_the_same_bits(
     for layer in (0, 1):
         assert resumed[layer].count == whole[layer].count == 700
         assert torch.equal(resumed[layer].total, whole[layer].total)
+
+
+def test_a_cancelled_run_keeps_what_it_has_read(own_cache: Path) -> None:
+    lm, corpus = make_lm("llama"), corpus_of(passages())
+    n_batches = len(plan(lm, corpus, SETTINGS, 700))
+    steps: list[StepInfo] = []
+
+    def cancel(step: StepInfo) -> None:
+        steps.append(step)
+        if len(steps) == 2:
+            raise Interrupted("Cancelled.")
+
+    with pytest.raises(Interrupted):
+        collect(lm, [0], corpus, SETTINGS, on_step=cancel)
+    collect(lm, [0], corpus, SETTINGS, on_step=steps.append)
+    assert len(steps) == n_batches
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "of another job"])
