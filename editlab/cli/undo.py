@@ -25,6 +25,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Take one edit back. Without edits left, the weights are the base's, bit for bit."""
         from editlab.lm import LM
+        from editlab.runs import note_undone
         from editlab.state.packs import read_pack
 
         with Output(as_json=as_json, quiet=quiet) as out:
@@ -33,6 +34,7 @@ def register(app: typer.Typer) -> None:
             lm.load_edits(pack)
             removed = lm.undo(id, replay=replay, on_step=out.on_step)
             lm.save_edits(pack)
+            note_undone(pack, lm)
             is_base = lm.state_hash == lm.base_hash
             left = len(lm.ledger.active)
             still = "1 edit is still active" if left == 1 else f"{left} edits are still active"

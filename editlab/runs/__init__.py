@@ -2,7 +2,7 @@
 
 from editlab.runs.batch import BatchResult, Plan, StopRules, drop_single_packs, is_finished, read_run, run_batch
 from editlab.runs.estimate import Estimate, estimate
-from editlab.runs.folder import check_free, run_folder, write_manifest, write_run, write_table
+from editlab.runs.folder import check_free, note_undone, run_folder, write_manifest, write_run, write_table
 from editlab.runs.measure import FailedRow, edit_and_measure
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "edit_and_measure",
     "estimate",
     "is_finished",
+    "note_undone",
     "read_run",
     "run_batch",
     "run_folder",

@@ -6,6 +6,7 @@ A folder has `manifest.json`, `config.yaml` and `results.parquet`. The folder of
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -77,9 +78,15 @@ def write_table(
     rows: pd.DataFrame,
     extra: Mapping[str, Any],
     figures: Mapping[str, go.Figure] | None = None,
+    asked: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a run that edited nothing: its rows, its figures (as plotly's JSON) and its manifest."""
-    write_config(folder, config)
+    """Write a run that edited nothing: its rows, its figures (as plotly's JSON) and its manifest.
+
+    Args:
+        asked: what `config.yaml` has beside the settings, so that passing it on does the same again.
+    """
+    given = {name: value for name, value in (asked or {}).items() if value is not None}
+    write_config(folder, {**config, **given, "model": lm.name})
     for name, figure in (figures or {}).items():
         (folder / "figures").mkdir(exist_ok=True)
         write_text(folder / "figures" / f"{name}.json", figure.to_json())
@@ -117,6 +124,22 @@ def write_manifest(folder: Path, lm: LM, kind: str, config: Mapping[str, Any], e
         "system": platform.platform(),
     }
     write_json(folder / "manifest.json", manifest)
+
+
+def note_undone(folder: Path, lm: LM) -> None:
+    """Say in the manifest of a run which of its edits have been taken back since, and where the weights are now.
+
+    What was measured stays as it was. A pack that is no run, or whose manifest cannot be read, is left alone.
+    """
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        written = [edit["id"] for edit in manifest["edits"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    active = {entry.id for entry in lm.ledger.active}
+    undone = [id for id in dict.fromkeys(written) if id not in active]
+    write_json(path, manifest | {"undone": undone, "state_hash": lm.state_hash})
 
 
 def check_free(folder: Path) -> None:

@@ -70,7 +70,11 @@ class RunRecord:
         """What came out, in a few words."""
         if self.manifest.get("headline"):
             return str(self.manifest["headline"])
-        return f"{self.fired} of {self.edits} facts fire" if self.manifest and self.edits else ""
+        if not (self.manifest and self.edits):
+            return ""
+        undone = len(self.manifest.get("undone", []))
+        since = f"; {undone} edit{'' if undone == 1 else 's'} undone since" if undone else ""
+        return f"{self.fired} of {self.edits} facts fire{since}"
 
 
 def list_runs(root: Path) -> list[RunRecord]:
