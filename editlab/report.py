@@ -66,16 +66,27 @@ class EditReport:
         return begins(self.rows[0].answer[1], self.fact.target_new)
 
     @property
+    def followed(self) -> tuple[int, int]:
+        """How many paraphrases are answered with the new target, of how many."""
+        asked = [r for r in self.rows if r.kind == "paraphrase"]
+        return sum(begins(r.answer[1], self.fact.target_new) for r in asked), len(asked)
+
+    @property
+    def disturbed(self) -> tuple[int, int]:
+        """How many prompts that should keep their answer have another one, of how many."""
+        asked = [r for r in self.rows if r.kind in ("neighbour", "locality")]
+        return sum(r.changed for r in asked), len(asked)
+
+    @property
     def headline(self) -> str:
         """One sentence with the numbers that matter."""
         p_before, p_after = self.rows[0].p_new or (float("nan"), float("nan"))
-        kept = [r for r in self.rows if r.kind in ("neighbour", "locality")]
-        changed = sum(r.changed for r in kept)
+        changed, asked = self.disturbed
         verdict = "now says" if self.fires else "does NOT yet say"
         return (
             f"{self.fact.text!r}: the model {verdict} {self.fact.target_new!r} "
             f"(P {p_before:.2%} -> {p_after:.2%}); "
-            f"{changed} of {len(kept)} neighbours answer differently; {self.seconds:.1f} s."
+            f"{changed} of {asked} neighbours answer differently; {self.seconds:.1f} s."
         )
 
     def to_records(self) -> list[dict[str, Any]]:
@@ -138,6 +149,31 @@ class EditReport:
         )
         head = "".join(f"<th>{h}</th>" for h in ("", "prompt", "before", "after", "P(new)", "P(true)"))
         return f"<p>{html.escape(self.headline)}</p><table><tr>{head}</tr>{cells}</table>"
+
+
+def overview(reports: Sequence[EditReport]) -> Table:
+    """A row per fact, for the terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=None, show_lines=False)
+    for header in ("prompt", "new answer", "now says"):
+        table.add_column(header, overflow="fold")
+    for header in ("P(new)", "fires", "paraphrases", "neighbours"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for r in reports:
+        (followed, paraphrases), (changed, neighbours) = r.followed, r.disturbed
+        cells = (
+            r.fact.text,
+            r.fact.target_new,
+            _shown(r.rows[0].answer[1]),
+            _pair(r.rows[0].p_new),
+            "yes" if r.fires else "no",
+            f"{followed} of {paraphrases} follow" if paraphrases else "",
+            f"{changed} of {neighbours} changed" if neighbours else "",
+        )
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
 
 
 def compare(

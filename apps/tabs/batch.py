@@ -132,8 +132,10 @@ def result(lab: session.Lab, ran: work.Ran) -> None:
     n = len(found.reports)
     columns[0].metric("Facts that fire", f"{found.fired} of {n}")
     columns[1].metric("Failed rows", len(found.failed))
-    kept = [row.changed for r in found.reports for row in r.rows if row.kind in ("neighbour", "locality")]
-    columns[2].metric("Neighbours changed", f"{sum(kept)} of {len(kept)}")
+    changed, asked = (
+        (sum(counts) for counts in zip(*(r.disturbed for r in found.reports), strict=True)) if n else (0, 0)
+    )
+    columns[2].metric("Neighbours changed", f"{changed} of {asked}")
     columns[3].metric("Seconds a fact", f"{sum(r.seconds for r in found.reports) / n:.1f}" if n else "-")
     if n:
         share = estimate([float(r.fires) for r in found.reports])
@@ -168,7 +170,8 @@ def per_fact(found: BatchResult) -> pd.DataFrame:
             "now says": r.rows[0].answer[1].strip().split("\n")[0],
             "fires": "yes" if r.fires else "no",
             "P(new)": f"{r.rows[0].p_new[0]:.0%} → {r.rows[0].p_new[1]:.0%}" if r.rows[0].p_new else "",
-            "neighbours changed": sum(x.changed for x in r.rows if x.kind in ("neighbour", "locality")),
+            "paraphrases that follow": "{} of {}".format(*r.followed),
+            "neighbours changed": r.disturbed[0],
             "reason": "",
         }
         for r in found.reports

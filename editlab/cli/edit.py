@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from editlab.runs import FailedRow, Plan
 
 PLAN_KEYS = {"method", "mode", "batch_size", "settings", "stop"}  # of `editlab.runs.Plan`
-SHOWN = 5  # tables of a run with many facts
+ROUTED = 5  # facts whose prompts are asked of side memories, there
+SHOWN = 20  # facts of a run with many, in the terminal
 
 
 def register(app: typer.Typer) -> None:
@@ -193,23 +194,27 @@ def finish(
     is_one: bool = False,
 ) -> None:
     """Show what a run gave, and end with the exit code that says so."""
+    from editlab.report import overview
+
     # One edit may have written many facts.
     of_edit = {report.entry.id: report for report in reversed(reports)}
     entries = [of_edit[id].entry for id in reversed(of_edit)]
     for entry in entries:
         for warning in entry.edit.info.get("warnings", []):
             out.warn(f"{of_edit[entry.id].fact.subject}: {warning}.")
-    for report in reports[:SHOWN]:
+    for report in reports if len(reports) == 1 else ():
         out.show(report.table())
-    routing = lm.route([row.prompt for report in reports[:SHOWN] for row in report.rows])
+    if len(reports) > 1:
+        out.show(overview(reports[:SHOWN]))
+    routing = lm.route([row.prompt for report in reports[:ROUTED] for row in report.rows])
     if routing.routes:
         out.show(routing.table())
     fired = sum(r.fires for r in reports)
     if is_one:
         text = f"{reports[0].headline}\n{_what_changed(reports[0].entry)}"
     else:
-        text = f"{fired} of {len(reports)} facts are answered with the new target; {len(failed)} rows failed."
-        text += "".join(f"\n  {f.fact}: {f.reason}" for f in failed)
+        text = f"{len(reports) - SHOWN} more are in {folder / 'results.parquet'}.\n" if len(reports) > SHOWN else ""
+        text += _in_sum(reports, failed)
         if stopped:
             text += f"\nStopped {stopped}."
     data = {
@@ -238,6 +243,20 @@ def finish(
         raise typer.Exit(4)
     if failed:
         raise typer.Exit(5)
+
+
+def _in_sum(reports: list[EditReport], failed: list[FailedRow]) -> str:
+    """What became of all facts, in a sentence, and why some could not be edited."""
+    of_kind = {
+        "paraphrases follow": [r.followed for r in reports],
+        "neighbours changed": [r.disturbed for r in reports],
+    }
+    parts = [f"{sum(r.fires for r in reports)} of {len(reports)} facts are answered with the new target"]
+    for what, counts in of_kind.items():
+        asked = sum(n for _, n in counts)
+        parts += [f"{sum(k for k, _ in counts)} of {asked} {what}"] if asked else []
+    parts.append(f"{len(failed)} row{'' if len(failed) == 1 else 's'} failed")
+    return "; ".join(parts) + "." + "".join(f"\n  {f.fact}: {f.reason}" for f in failed)
 
 
 def _what_changed(entry: Any) -> str:

@@ -44,9 +44,14 @@ class Estimate:
         """One sentence."""
         minutes = f"{self.seconds:.0f} s" if self.seconds < 120 else f"{self.seconds / 60:.1f} minutes"
         return (
-            f"{self.facts} facts in {self.edits} edits: about {minutes}, {self.memory / 1e9:.2f} GB of memory, "
+            f"{_count(self.facts, 'fact')} in {_count(self.edits, 'edit')}: about {minutes}, "
+            f"{self.memory / 1e9:.2f} GB of memory, "
             f"{self.disk / 1e6:.1f} MB on disk (measured on the first facts; preparing took {self.prepared:.1f} s)."
         )
+
+
+def _count(n: int, of: str) -> str:
+    return f"{n} {of}{'' if n == 1 else 's'}"
 
 
 def estimate(lm: LM, facts: Sequence[Fact], plan: Plan, on_step: OnStep = silent) -> Estimate:

@@ -59,9 +59,8 @@ def batch_points(reports: Sequence[EditReport]) -> go.Figure:
     figure = go.Figure()
     for i, (name, fires) in enumerate((("fires", True), ("does not fire", False))):
         rows = [r for r in reports if r.fires is fires]
-        kept = [[row.changed for row in r.rows if row.kind in ("neighbour", "locality")] for r in rows]
         figure.add_scatter(
-            x=[sum(k) / len(k) if k else 0.0 for k in kept],
+            x=[changed / max(1, asked) for changed, asked in (r.disturbed for r in rows)],
             y=[(r.rows[0].p_new or (0.0, 0.0))[1] for r in rows],
             name=name,
             mode="markers",

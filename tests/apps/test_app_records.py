@@ -33,7 +33,7 @@ def test_a_batch_is_run_again_with_the_same_outcome(batch: App, place: Path) -> 
 def test_a_batch_says_beforehand_what_it_will_cost(app: App, place: Path) -> None:
     app.at.session_state["ed_tab"] = "Batch"
     app.open("edit").do("What will it cost?")
-    assert "1 facts in 1 edits: about" in app.said
+    assert "1 fact in 1 edit: about" in app.said
     assert not (place / "runs").exists() and app.lab.lm.state_hash == app.lab.lm.base_hash
 
 

@@ -23,6 +23,7 @@ from editlab import registry, runs
 from editlab.edits import targets
 from editlab.errors import EditFailed
 from editlab.lm import LM
+from editlab.runs.records import read_record
 from editlab.state.packs import read_pack
 
 
@@ -135,7 +136,11 @@ def test_a_file_in_sequence_keeps_every_edit(
     folder = tmp_path / "run"
     ended = cli("edit", "--file", facts, "--mode", "sequential", "-m", model(), "--out", folder, *quick)
     assert ended.code == 0
-    assert "of 3 facts are answered with the new target; 0 rows failed." in ended.out
+    assert "of 3 facts are answered with the new target; " in ended.out
+    assert " of 1 neighbours changed; 0 rows failed." in ended.out
+    # A line a fact, not a table of all prompts each.
+    shown = [line for line in ended.out.splitlines() if line.startswith("│ ")]
+    assert len(shown) == 3 and all(f"{row['target_new']} " in line for row, line in zip(ROWS, shown, strict=True))
     assert "undo:" in ended.out
     pack = read_pack(folder)
     assert [e.state for e in pack.entries] == ["active"] * 3
@@ -233,6 +238,9 @@ def test_undo_gives_the_base_back(cli: Cli, model: Callable[..., Path], run_of: 
     assert data["active"] == []
     assert data["state_hash"] == loaded(model()).base_hash
     assert [e.state for e in read_pack(folder).entries] == ["removed"]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert (manifest["undone"], manifest["state_hash"]) == ([data["removed"]], data["state_hash"])
+    assert read_record(folder).headline.endswith(" of 1 facts fire; 1 edit undone since")
     again = cli("undo", folder)
     assert again.code == 2
     assert again.err.startswith("error: There is no edit to undo.")
@@ -247,6 +255,8 @@ def test_undo_says_what_is_left(cli: Cli, run_of: Callable[..., Path]) -> None:
     ended = cli("undo", folder, first, "--json", "-q")
     assert ended.code == 0
     assert (ended.data["removed"], ended.data["active"], ended.data["is_base"]) == (first, [second, third], False)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert (manifest["undone"], manifest["state_hash"]) == ([first], ended.data["state_hash"])
     assert cli("undo", folder).out == f"Edit {third} is undone; 1 edit is still active.\n"
     wrong = cli("undo", folder, second[:-1])
     assert wrong.code == 2
