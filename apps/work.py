@@ -164,9 +164,8 @@ def _write_trace(lm: LM, found: Trace | TraceAverage, root: Path, extra: Mapping
     edits = [entry.id for entry in lm.ledger.active]
     config = found.config.model_dump(mode="json")
     rows = found.to_pandas()
-    return write_table(
-        folder, lm, "locate", config, rows, {**said, **extra, "model_edits": edits}, {"trace": found.plot()}
-    )
+    more, figures = {**said, **extra, "model_edits": edits}, {"trace": found.plot()}
+    return write_table(folder, lm, "locate", config, rows, more, figures, extra.get("asked"))
 
 
 def evaluate(plain: LM, run: Path, root: Path) -> Callable[[OnStep], Ran]:

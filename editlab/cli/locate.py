@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from editlab.probes.trace import Trace, TraceAverage
 
+ASKED = ("model", "edits", "prompt", "subject", "answer", "file", "limit")  # of a config file, beside the settings
 SHADES = " ░▒▓█"
 
 
@@ -40,8 +41,14 @@ def register(app: typer.Typer) -> None:
         skip_malformed: Annotated[
             bool, typer.Option("--skip-malformed", help="With --file: report malformed rows and go on without them.")
         ] = False,
-        kind: Annotated[str, typer.Option("--kind", help="What is restored: residual, mlp or attention.")] = "residual",
-        seed: options.Seed = 0,
+        config_file: Annotated[
+            Path | None,
+            typer.Option("--config", help="YAML: settings, and what to trace (a run's config.yaml is one)."),
+        ] = None,
+        kind: Annotated[
+            str | None, typer.Option("--kind", help="What is restored: residual (the default), mlp or attention.")
+        ] = None,
+        seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the noise.")] = None,
         model: options.Model = None,
         edits: Annotated[Path | None, typer.Option("--edits", help="Run or pack whose edits are in force.")] = None,
         dtype: options.Dtype = "float32",
@@ -54,16 +61,29 @@ def register(app: typer.Typer) -> None:
         quiet: options.Quiet = False,
     ) -> None:
         """Which layers and tokens carry a fact: restore clean states in a corrupted run, one at a time."""
-        from editlab.config import build, parse_overrides
+        from editlab.config import build, load_yaml, parse_overrides
         from editlab.probes.trace import Config, in_words, trace_many
 
         with Output(as_json=as_json, quiet=quiet) as out:
-            settings = {**parse_overrides(overrides or []), "kind": kind, "seed": seed}
+            given = load_yaml(config_file) if config_file else {}
+            of_file = {name: given.pop(name) for name in ASKED if name in given}
+            for name, value in of_file.items():
+                if not isinstance(value, int if name == "limit" else str):
+                    raise ConfigError(f"'{config_file}' has no usable '{name}': {value!r}.", "See a run's config.yaml.")
+            asked: dict[str, Any] = {"prompt": prompt, "subject": subject, "answer": answer, "file": file}
+            if prompt is None and file is None:
+                asked |= {name: of_file.get(name) for name in asked if asked[name] is None}
+            limit = limit or of_file.get("limit")
+            model = model or of_file.get("model")
+            edits = edits or of_file.get("edits")
+            settings = {**given, **parse_overrides(overrides or [])}
+            settings |= {name: value for name, value in (("kind", kind), ("seed", seed)) if value is not None}
             config = build(Config, settings, "the trace")
-            if (file is None) == (prompt is None):
+            if (asked["file"] is None) == (asked["prompt"] is None):
                 raise ConfigError("Give either --prompt with --subject, or --file.", "Not both, not none.")
-            if file is None and subject is None:
+            if asked["file"] is None and asked["subject"] is None:
                 raise ConfigError("--subject is missing.", "Name what the prompt is about.")
+            file = Path(asked["file"]) if asked["file"] is not None else None
             facts = read_facts(out, file, skip_malformed)[:limit] if file is not None else []
             if run is not None:
                 from editlab.runs import check_free
@@ -73,10 +93,13 @@ def register(app: typer.Typer) -> None:
 
             lm = LM.from_pretrained(model, dtype=dtype, device=device, on_step=out.on_step)
             if edits is not None:
-                lm.load_edits(edits)
+                lm.load_edits(Path(edits))
             found: Trace | TraceAverage
             if file is None:
-                one = lm.locate(str(prompt), str(subject), answer=answer, on_step=out.on_step, **config.model_dump())
+                of = asked["answer"]
+                one = lm.locate(
+                    str(asked["prompt"]), str(asked["subject"]), answer=of, on_step=out.on_step, **config.model_dump()
+                )
                 out.show(_map(one))
                 found = one
             else:
@@ -86,7 +109,8 @@ def register(app: typer.Typer) -> None:
                     [r.layer, r.role, f"{r.effect:.1%}", f"{r.low:.1%} to {r.high:.1%}", r.n] for r in rows.itertuples()
                 ]
                 out.show(table(["layer", "token", "effect", "95 %", "n"], cells))
-            folder = _write(lm, found, run)
+            asked |= {"file": str(file) if file else None, "limit": limit, "edits": str(edits) if edits else None}
+            folder = _write(lm, found, run, asked)
             out.result(
                 {
                     "run": str(folder),
@@ -119,10 +143,13 @@ def _map(found: Trace) -> Table:
     return shown
 
 
-def _write(lm: Any, found: Trace | TraceAverage, run: Path | None) -> Path:
+def _write(lm: Any, found: Trace | TraceAverage, run: Path | None, asked: dict[str, Any]) -> Path:
     from editlab.runs import run_folder, write_table
 
     folder = run or run_folder("locate", lm.base_hash)
-    extra = {"headline": found.headline, "suggested_layers": list(found.suggest_layers())}
+    extra: dict[str, Any] = {"headline": found.headline, "suggested_layers": list(found.suggest_layers())}
+    if asked["file"] is None:
+        extra["asked"] = {name: asked[name] for name in ("prompt", "subject", "answer")}
     figures = {"effects": found.plot()} if find_spec("plotly") else None
-    return write_table(folder, lm, "locate", found.config.model_dump(mode="json"), found.to_pandas(), extra, figures)
+    config = found.config.model_dump(mode="json")
+    return write_table(folder, lm, "locate", config, found.to_pandas(), extra, figures, asked)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -20,14 +20,18 @@ def register(app: typer.Typer) -> None:
             list[str] | None,
             typer.Argument(metavar="[SETTING=[A,B,...]]...", help="Values to try; layers by default."),
         ] = None,
-        method: Annotated[str, typer.Option("--method", help="See 'editlab ls methods'.")] = "rome",
+        method: Annotated[str | None, typer.Option("--method", help="See 'editlab ls methods'; rome.")] = None,
         file: Annotated[
             Path | None, typer.Option("--file", help="Facts to tune on; default capitals that the model knows.")
         ] = None,
-        limit: Annotated[int, typer.Option("--limit", min=1, help="How many facts.")] = 20,
+        limit: Annotated[int | None, typer.Option("--limit", min=1, help="How many facts; 20.")] = None,
         batch: Annotated[
-            bool, typer.Option("--batch", help="Write all facts in one edit, not each in its own.")
-        ] = False,
+            bool | None, typer.Option("--batch", help="Write all facts in one edit, not each in its own.")
+        ] = None,
+        config_file: Annotated[
+            Path | None,
+            typer.Option("--config", help="YAML: method, grid, file, limit, batch (a run's config.yaml is one)."),
+        ] = None,
         model: options.Model = None,
         dtype: options.Dtype = "float32",
         device: options.Device = "cpu",
@@ -40,11 +44,19 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Try settings of a method on a model, and print which ones fire, carry over and spare neighbours."""
         from editlab import registry
-        from editlab.config import parse_overrides
+        from editlab.config import build, load_yaml, parse_overrides
+        from editlab.runs.tune import METRICS, Sweep, default_grid
+        from editlab.runs.tune import tune as run_sweep
 
         with Output(as_json=as_json, quiet=quiet) as out:
+            given = load_yaml(config_file) if config_file else {}
+            options_given = {"method": method, "file": file, "limit": limit, "batch": batch, "model": model}
+            given |= {name: value for name, value in options_given.items() if value is not None}
+            if grid:
+                given["grid"] = parse_overrides(grid)
+            asked = build(Sweep, given, "the sweep")
+            method, values = asked.method, dict(asked.grid or {})
             config_class = registry.get(method).Config
-            values: dict[str, Any] = parse_overrides(grid or [])
             for name, tried in values.items():
                 if not isinstance(tried, list) or not tried:
                     raise ConfigError(f"'{name}' has no list of values to try.", f"Write {name}=[1,2].")
@@ -52,7 +64,7 @@ def register(app: typer.Typer) -> None:
                     raise ConfigError(
                         f"Method '{method}' has no setting '{name}'.", f"See editlab ls methods {method}."
                     )
-            facts = read_facts(out, file, False)[:limit] if file is not None else []
+            facts = read_facts(out, asked.file, False)[: asked.limit] if asked.file is not None else []
             from editlab.runs import check_free, run_folder, write_table
 
             if run is not None:
@@ -60,13 +72,11 @@ def register(app: typer.Typer) -> None:
             from editlab.data.relations import relation
             from editlab.evaluation.known import known
             from editlab.lm import LM
-            from editlab.runs.tune import METRICS
-            from editlab.runs.tune import tune as sweep
 
-            lm = LM.from_pretrained(model, dtype=dtype, device=device, on_step=out.on_step)
+            lm = LM.from_pretrained(asked.model, dtype=dtype, device=device, on_step=out.on_step)
             if not facts:
-                facts = list(known(lm, relation("capital")).facts()[:limit])
-            found = sweep(lm, facts, method, values or None, out.on_step, batch=batch)
+                facts = list(known(lm, relation("capital")).facts()[: asked.limit])
+            found = run_sweep(lm, facts, method, values or None, out.on_step, batch=asked.batch)
             names = [c for c in found.columns if c not in (*METRICS, "score", "n", "failed")]
             rows = found.to_dict("records")
             cells = [
@@ -81,8 +91,8 @@ def register(app: typer.Typer) -> None:
             best = {name: rows[0][name] for name in names}
             folder = run or run_folder("tune", lm.base_hash)
             shown = found.astype(dict.fromkeys(names, str))
-            config = {"method": method, "batch": batch, "facts": len(facts)}
-            write_table(folder, lm, "tune", config, shown, {"best": best})
+            config = asked.model_dump(mode="json", exclude_none=True) | {"grid": values or default_grid(lm, method)}
+            write_table(folder, lm, "tune", config, shown, {"best": best, "facts": len(facts)})
             out.result(
                 {
                     "run": str(folder),

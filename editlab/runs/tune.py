@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from pydantic import Field
 from scipy.stats import hmean
 
+from editlab.config import MethodConfig
 from editlab.edits.presets import usual_layer
 from editlab.errors import ConfigError, EditFailed
 from editlab.progress import OnStep, StepInfo, silent
@@ -23,6 +26,19 @@ if TYPE_CHECKING:
     from editlab.lm import LM
 
 METRICS = ("efficacy_said", "paraphrase_said", "neighbourhood_same")
+
+
+class Sweep(MethodConfig):
+    """What `editlab tune` is asked: the contents of its `config.yaml`."""
+
+    method: str = "rome"
+    grid: dict[str, Any] | None = Field(default=None, description="values to try, by setting; layers by default")
+    file: Path | None = Field(default=None, description="facts; default capitals that the model knows")
+    limit: int = Field(default=20, ge=1, description="facts at most")
+    batch: bool = Field(default=False, description="all facts in one edit")
+    model: str | None = None
+
+
 Grid = Mapping[str, Sequence[Any]]
 
 

@@ -43,6 +43,27 @@ def test_the_terminal_shows_a_map(cli: Cli, model: Callable[..., Path], tmp_path
     assert "subject" in ended.out and "Run:" in ended.out
 
 
+def test_a_runs_config_traces_the_same_again(cli: Cli, model: Callable[..., Path], facts: Path, tmp_path: Path) -> None:
+    runs = [tmp_path / name for name in ("one", "again", "other", "file", "file-again")]
+    one = cli("locate", *PROMPT, "-m", model(), "--kind", "mlp", "--seed", 3, "-o", runs[0], "--json", "-q", *LOOSE)
+    again = cli("locate", "--config", runs[0] / "config.yaml", "-o", runs[1], "--json", "-q")
+    assert again.code == 0 and again.data["effects"] == one.data["effects"]
+    # What the command line says comes first.
+    more = ["--prompt", "The {} made", "--subject", "old town", "--seed", 4]
+    other = cli("locate", "--config", runs[0] / "config.yaml", *more, "-o", runs[2], "--json", "-q")
+    assert other.code == 0 and other.data["effects"] != one.data["effects"]
+    manifest = json.loads((runs[2] / "manifest.json").read_text())
+    assert manifest["config"]["seed"] == 4 and manifest["config"]["kind"] == "mlp"
+    assert manifest["asked"] == {"prompt": "The {} made", "subject": "old town", "answer": None}
+    many = cli("locate", "--file", facts, "--limit", 3, "-m", model(), "-o", runs[3], "--json", "-q", *LOOSE)
+    assert many.code == 0, many
+    same = cli("locate", "--config", runs[3] / "config.yaml", "-o", runs[4], "--json", "-q")
+    assert same.code == 0 and same.data["effects"] == many.data["effects"]
+    (tmp_path / "bad.yaml").write_text("prompt: [1]")
+    bad = cli("locate", "--config", tmp_path / "bad.yaml")
+    assert bad.code == 2 and "no usable 'prompt'" in bad.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -75,5 +75,7 @@ def test_on_the_command_line(
     done = cli(*head, "--out", tmp_path / "run", "layer=[0,1]", *grid, "--json")
     assert done.code == 0 and len(done.data["points"]) == 2 and done.data["best"]["layer"] in (0, 1)
     assert (tmp_path / "run" / "manifest.json").exists()
+    again = cli("tune", "--config", tmp_path / "run" / "config.yaml", "--out", tmp_path / "again", "--json")
+    assert again.code == 0 and again.data["points"] == done.data["points"]
     assert cli(*head, "layer=1").code == 2
     assert cli(*head, "mood=[1]").code == 2
