@@ -236,7 +236,7 @@ def optimise_all(
     settings: ValueSettings,
     on_step: OnStep = silent,
     *,
-    max_tokens: int = 2048,
+    max_tokens: int = 512,
     keep: Callable[[Mapping[int, Value]], None] | None = None,
 ) -> list[Value]:
     """`optimise` in batches of similar length, so that memory does not grow with the number of targets.
