@@ -50,6 +50,8 @@ class LayerPaths:
         attn_out, mlp_out: the module whose output is added to the residual stream: the projection itself, or
             the norm that follows it (Gemma-2, OLMo-2).
         up, gate: the MLP's first projections; `gate` is None for a plain MLP.
+        attn_norm: the norm that attention reads through, None where it reads the residual stream itself (OLMo-2).
+        q_norm, k_norm: norms of queries and keys before they are rotated (Qwen-3, Gemma-3, OLMo-2).
     """
 
     block: str
@@ -65,6 +67,9 @@ class LayerPaths:
     gate: str | None
     down: str
     mlp_out: str
+    attn_norm: str | None = None
+    q_norm: str | None = None
+    k_norm: str | None = None
 
 
 @dataclass(frozen=True)

@@ -224,6 +224,9 @@ def _layer(
         gate=gate,
         down=down,
         mlp_out=_post_norm(seen, module, block, down),
+        attn_norm=_norm_before(seen, block, firsts[0]),
+        q_norm=_norm_after(seen, inside, q),
+        k_norm=_norm_after(seen, inside, k),
     )
 
 
@@ -236,6 +239,26 @@ def _post_norm(seen: _Seen, block: nn.Module, path: str, projection: str) -> str
         if full in seen.outputs and not isinstance(child, nn.Dropout) and any(_equal(x, given) for x in read):
             return full
     return projection
+
+
+def _norm_before(seen: _Seen, block: str, projection: str) -> str | None:
+    """The first module of the block that made what the projection reads out of something else."""
+    for name in seen.order:
+        read = seen.inputs.get(name, [])
+        if name.startswith(block + ".") and read and _equal(seen.outputs[name], seen.inputs[projection][0]):
+            return name if not _equal(read[0], seen.outputs[name]) else None
+    return None
+
+
+def _norm_after(seen: _Seen, inside: str, layout: HeadLayout | None) -> str | None:
+    """The module of attention that reads exactly a projection's output, head by head or whole."""
+    # Sorted, because a norm may stand before or after heads and positions change places.
+    given = None if layout is None else seen.outputs[layout.path].flatten().sort().values
+    for name in seen.order if given is not None else ():
+        read = seen.inputs.get(name, [])
+        if name.startswith(inside) and read and _equal(read[0].flatten().sort().values, given):
+            return name
+    return None
 
 
 def _qkv(
@@ -365,8 +388,8 @@ def _in_features(module: nn.Module) -> int:
     return int(module.nx if isinstance(module, Conv1D) else module.in_features)  # type: ignore[arg-type]
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.numel() == b.numel() and torch.equal(a.reshape(-1), b.reshape(-1))
+def _equal(a: Tensor, b: Tensor | None) -> bool:
+    return b is not None and a.numel() == b.numel() and torch.equal(a.reshape(-1), b.reshape(-1))
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
