@@ -127,7 +127,7 @@ def component_scores(several: Sequence[Factors], mode: Mode, writer: int, reader
 
 
 def cosines(factors: Factors, mode: Mode, writer: int, reader: int) -> np.ndarray:
-    """(e, e) signed cosines of one pair: the writer's components by the reader's. A sign changes with its component's."""
+    """(e, e) signed cosines of one pair, the writer's components by the reader's; signs are by convention."""
     return (factors.v[writer] @ factors.reads(mode)[0][reader]).cpu().numpy()
 
 
