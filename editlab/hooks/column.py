@@ -39,7 +39,7 @@ class Column:
 
     Attributes:
         z: (B, L, H, e) head outputs. attention: (B, L, D) outputs of the output projections. resid: (B, L, D) what
-            enters each block. final: (B, D) what the unembedding reads.
+            enters each block. out: (B, D) what leaves the last one. final: (B, D) what the unembedding reads.
         past: KV cache of the earlier columns, only for the decisions of side memories that hang on it.
     """
 
@@ -48,6 +48,7 @@ class Column:
     z: Tensor
     attention: Tensor
     resid: Tensor
+    out: Tensor
     final: Tensor
     past: DynamicCache | None
 
@@ -81,23 +82,23 @@ class Column:
         weight = self.output_weight(layer)
         return torch.einsum("...he,dhe->...hd", change, weight.unflatten(1, (self.adapter.n_heads, -1)))
 
+    def direct(self, layer: int, rows: Tensor, shift: Tensor) -> Tensor:
+        """(R, D) what the unembedding reads if only the stream itself carries a change (R, D) of attention there."""
+        paths = self.adapter.layers[layer]
+        if paths.attn_out != paths.o:  # a norm stands between the projection and the stream
+            norm = self.model.get_submodule(paths.attn_out)
+            plain = self.attention[rows, layer]
+            shift = norm(plain + shift) - norm(plain)
+        return self.model.get_submodule(self.adapter.final_norm)(self.out[rows] + shift)
+
     def output_weight(self, layer: int) -> Tensor:
         """(D, H e) the output projection."""
         ref = weight_ref(self.model, self.adapter.layers[layer].o)
         return ref.oriented(self.model.get_parameter(ref.name))
 
     def logits(self, final: Tensor, tokens: Tensor) -> Tensor:
-        """(R, n) the model's logits of `tokens` (R, n), from what the unembedding reads (R, D)."""
-        unembed = self.model.get_submodule(self.adapter.unembed)
-        weight, bias = unembed.weight, getattr(unembed, "bias", None)
-        assert isinstance(weight, Tensor)
-        found = torch.einsum("rd,rnd->rn", final, weight[tokens])
-        if bias is not None:
-            found = found + bias[tokens]
-        config: Any = self.model.config
-        found = found * (getattr(config, "logit_scale", None) or 1.0)  # Cohere
-        cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
-        return found if cap is None else torch.tanh(found / cap) * cap
+        """See `token_logits`."""
+        return token_logits(self.model, self.adapter, final, tokens)
 
     def _blank(self, rows: Tensor) -> DynamicCache:
         """A cache of the right lengths without content: attention does not look at it, side memories do."""
@@ -111,22 +112,45 @@ class Column:
         return blank
 
 
+def token_logits(model: nn.Module, adapter: ModelAdapter, final: Tensor, tokens: Tensor) -> Tensor:
+    """(R, n) the model's logits of `tokens` (R, n), from what the unembedding reads (R, D)."""
+    unembed = model.get_submodule(adapter.unembed)
+    weight, bias = unembed.weight, getattr(unembed, "bias", None)
+    assert isinstance(weight, Tensor)
+    found = torch.einsum("rd,rnd->rn", final, weight[tokens])
+    if bias is not None:
+        found = found + bias[tokens]
+    config: Any = model.config
+    found = found * (getattr(config, "logit_scale", None) or 1.0)  # Cohere
+    cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
+    return found if cap is None else torch.tanh(found / cap) * cap
+
+
 def column(session: Session, batch: Batch) -> Column:
     """The last column of a left-padded batch, from one forward pass; the session's patches are in force.
 
     Raises:
         AdapterError: the logits of the column are not the model's.
     """
-    session_wishes = [session.capture(site, at=-1) for site in ("z", "attn_raw", "resid_pre", "final")]
+    last = session.adapter.n_layers - 1
+    wishes = [session.capture(site, at=-1) for site in ("z", "attn_raw", "resid_pre", "final")]
+    wishes.append(session.capture("resid_post", last, at=-1))
     cone = session.cone(batch, 0, batch.width - 1)
     layers = range(session.adapter.n_layers)
     kept = session.captured
     stacked = {site: torch.stack([kept[site, n] for n in layers], 1) for site in ("z", "attn_raw", "resid_pre")}
-    for wish in session_wishes:
+    for wish in wishes:
         session.remove(wish)
     past = cone.past if cone.past is not None and decisions_of(cone.past) else None
     found = Column(
-        session.model, session.adapter, stacked["z"], stacked["attn_raw"], stacked["resid_pre"], kept["final"], past
+        session.model,
+        session.adapter,
+        stacked["z"],
+        stacked["attn_raw"],
+        stacked["resid_pre"],
+        kept["resid_post", last],
+        kept["final"],
+        past,
     )
     _check(session, batch, found)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from editlab.viz.conflicts import conflict_flow, conflict_shares, head_map, head_roles, pruning_curve
 from editlab.viz.edits import batch_points, edit_probabilities
 from editlab.viz.files import load_figures, page_html, save_figures
 from editlab.viz.locate import trace_heatmap, trace_lines, with_points
@@ -14,9 +15,14 @@ __all__ = [
     "DASHES",
     "MARKERS",
     "batch_points",
+    "conflict_flow",
+    "conflict_shares",
     "edit_probabilities",
+    "head_map",
+    "head_roles",
     "load_figures",
     "page_html",
+    "pruning_curve",
     "routing_points",
     "save_figures",
     "score_points",
