@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import streamlit as st
 
-from . import errors, links, panel, session, work
+from . import drafts, errors, links, panel, session, work
 from .session import LAB, Lab
 from .sharing import shareable
 
 SHOWN = 5  # entries in the popover
+DRAFTS = 3
 
 
 def sidebar() -> None:
@@ -29,6 +30,7 @@ def sidebar() -> None:
         _ledger(lab)
         panel.compute_line(lab)
         _save(lab)
+        _drafts(lab)
         st.toggle(
             "Keep texts out of the address",
             key=links.PRIVATE,
@@ -68,3 +70,22 @@ def _save(lab: Lab) -> None:
             st.rerun()
     if lab.is_unsaved:
         st.caption("Edits live in this tab until saved.")
+
+
+def _drafts(lab: Lab) -> None:
+    """Unsaved edits of tabs that were closed, reloaded, or are still open elsewhere."""
+    drafts.keep(lab)
+    if len(lab.lm.ledger) or lab.job is not None:
+        return
+    for draft in drafts.of_others(lab)[:DRAFTS]:
+        with st.container(border=True):
+            edits = f"{draft.edits} edit{'s' if draft.edits != 1 else ''}"
+            st.caption(f"Another tab did not save {edits} ({draft.written:%d %b, %H:%M}).")
+            with st.container(horizontal=True):
+                if st.button("Open a copy", key=f"draft.open.{draft.folder.name}"):
+                    with errors.shown():
+                        lab.lm.load_edits(draft.folder)
+                        st.rerun()
+                if st.button("Forget", key=f"draft.drop.{draft.folder.name}", help="The other tab keeps its edits."):
+                    drafts.drop(draft.folder)
+                    st.rerun()

@@ -46,7 +46,7 @@ class Lab:
         lm: the view with the session's edits. plain: one without any, for comparison.
         outcomes: of the last job of each slot. working_on: the slot of the latest job.
         reports: of the edits that were kept, by entry.
-        saved: the state that was last written to a run folder.
+        saved, drafted: the states that were last written to a run folder and to a draft.
         asked: the latest answer of each place on a page, come or on its way.
     """
 
@@ -59,6 +59,7 @@ class Lab:
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     reports: dict[str, Any] = field(default_factory=dict)
     saved: str = ""
+    drafted: str = ""
     job: Job | None = None
     asked: dict[str, Job] = field(default_factory=dict)
     working_on: str = ""

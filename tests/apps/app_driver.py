@@ -43,7 +43,8 @@ class App:
             return self.run()
         lab = self.lab if "editlab.lab" in self.at.session_state else None
         coming = [job for job in lab.asked.values() if job.is_live] if lab is not None else []
-        if not coming:
+        # It may have come after its place was drawn and before this is read.
+        if not coming and not any("nswering" in caption.value for caption in self.at.main.caption):
             return self
         assert all(job.wait(PATIENCE) for job in coming), "an answer did not come"
         return self.run()

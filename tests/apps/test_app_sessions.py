@@ -155,3 +155,32 @@ def test_a_killed_batch_is_listed_as_interrupted_and_resumed_from_the_app(place:
         whole.edit(given)
     app.click("Put its edits in force")
     assert app.lab.lm.state_hash == whole.state_hash
+
+
+def test_what_was_not_saved_survives_a_reload(app: App, place: Path) -> None:
+    app.open("edit").do("Preview edit").click("Keep edit")
+    state = app.lab.state
+    after = App().open()  # what a reload gives: a new session, the old one is gone or about to go
+    assert "Another tab did not save 1 edit" in after.sidebar and "base" in after.sidebar
+    after.click("Open a copy")
+    assert after.lab.state == state and "1 edit active" in after.sidebar and "until saved" in after.sidebar
+    assert "Another tab" not in after.sidebar
+    after.click("Undo last")
+    assert app.lab.state == state, "a copy is the same ledger"
+    app.click("Save work").run()
+    assert "Another tab" not in App().open().sidebar
+
+
+def test_a_draft_can_be_forgotten_and_belongs_to_its_weights(app: App, place: Path) -> None:
+    app.open("edit").do("Preview edit").click("Keep edit")
+    other = App().open().fill(ov_path="factworld-gpt2").click("Load")
+    assert "Another tab" not in other.sidebar
+    App().open().click("Forget")
+    assert "Another tab" not in App().open().sidebar and "1 edit active" in app.run().sidebar
+    assert not list((place / "runs" / ".drafts").iterdir())
+
+
+def test_on_a_shared_server_nobody_is_offered_anothers_draft(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDITLAB_APP_SHARED", "1")
+    App().open("edit").do("Preview edit").click("Keep edit").run()
+    assert not list(place.glob("**/.drafts")) and "Another tab" not in App().open().sidebar
