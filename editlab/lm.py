@@ -167,6 +167,19 @@ class LM(Reader):
             view.write_all(dict.fromkeys(view.edited))
             return self._twin(view)
 
+    def on_own_weights(self) -> LM:
+        """A copy to train: every weight is its own, with the edits of weights folded in; side memories stay edits.
+
+        Writing to its parameters in place reaches no other LM. Its hashes are those of the moment it was made.
+        """
+        with self._lock:
+            model = self._view.on_own_weights()
+            twin = self._twin(WeightView(model))
+            for entry in self.ledger.active:
+                if entry.edit.routing is not None:
+                    twin.ledger.apply(entry.edit)
+            return twin
+
     def _twin(self, view: WeightView) -> LM:
         """An LM on another view, with what is already known of the tokenizer; it does not keep this one alive."""
         twin = object.__new__(LM)

@@ -1,4 +1,4 @@
-"""`editlab resume`: go on with a batch of edits that was stopped or killed."""
+"""`editlab resume`: go on with a batch of edits or a study of memory that was stopped or killed."""
 
 from __future__ import annotations
 
@@ -27,10 +27,12 @@ def register(app: typer.Typer) -> None:
         as_json: options.Json = False,
         quiet: options.Quiet = False,
     ) -> None:
-        """Go on with a run of 'editlab edit --file': edits that are done are put back, not done again."""
+        """Go on with a run of 'edit --file' or 'memory': what is done is put back, not done again."""
         from editlab.runs import drop_single_packs, is_finished, read_run, run_batch
 
         with Output(as_json=as_json, quiet=quiet) as out:
+            if _resume_memory(out, run, model, dtype, device, force):
+                return
             plan, name, facts = read_run(run)
             if is_finished(run):
                 drop_single_packs(run)  # a kill may have come between
@@ -44,3 +46,27 @@ def register(app: typer.Typer) -> None:
             with interruptible(run):
                 result = run_batch(lm, facts, plan, run, out.on_step, force=force)
             finish(out, lm, plan.method, run, list(result.reports), list(result.failed), result.stopped)
+
+
+def _resume_memory(out: Output, run: Path, model: str | None, dtype: str, device: str, force: bool) -> bool:
+    """Go on with a study of memory; False if the folder is none."""
+    from editlab.runs import is_finished
+    from editlab.runs.memory.run import read_planned
+    from editlab.runs.memory.verbs import VERBS
+
+    planned = read_planned(run, VERBS)
+    if planned is None:
+        return False
+    if is_finished(run):
+        state = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["state_hash"]
+        data = {"run": str(run), "state": "finished", "state_hash": state}
+        out.result(data, f"'{run}' is finished; there is nothing to go on with.")
+        return True
+    from editlab.cli.memory import carry_out
+    from editlab.lm import LM
+
+    lm = LM.from_pretrained(model or planned.model, dtype=dtype, device=device, on_step=out.on_step)
+    if planned.edits is not None:
+        lm.load_edits(planned.edits)
+    carry_out(out, lm, planned.verb.name, planned.settings, run, force=force)
+    return True

@@ -8,8 +8,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from editlab.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FACTBOOK = "factbook"
 PROSE_RULES = 2  # raise when the rules of `factbook.passages` change
@@ -75,6 +79,15 @@ def _from_text(path: Path) -> list[str]:
 
 
 def _from_table(path: Path) -> list[str]:
+    return [str(value) for value in read_table(path)["text"].dropna()]
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A .jsonl, .csv or .parquet file with a column "text".
+
+    Raises:
+        ConfigError: it has none. ValueError, OSError: it cannot be read.
+    """
     import pandas as pd
 
     if path.suffix == ".jsonl":
@@ -85,7 +98,7 @@ def _from_table(path: Path) -> list[str]:
         table = pd.read_parquet(path)
     if "text" not in table:
         raise ConfigError(f"'{path}' has no column 'text' (it has {', '.join(map(str, table.columns))}).")
-    return [str(value) for value in table["text"].dropna()]
+    return table
 
 
 def held_out(source: str | Path = FACTBOOK) -> tuple[str, ...]:

@@ -17,7 +17,8 @@ class Estimate:
     """A mean over items with its 95 % interval.
 
     Attributes:
-        n: items it rests on. method: "wilson" or "bootstrap" (percentile, over items), "" with fewer than two items.
+        n: items it rests on. method: "wilson", "bootstrap" or "nested bootstrap" (percentile, over items; nested: over
+            groups too), "" with fewer than two items.
     """
 
     mean: float
@@ -39,6 +40,28 @@ def estimate(values: Sequence[float], *, seed: int = 0) -> Estimate:
         found = stats.binomtest(int(x.sum()), x.size).proportion_ci(LEVEL, method="wilson")
         return Estimate(float(x.mean()), float(found.low), float(found.high), int(x.size), "wilson")
     return _resampled((x,), lambda a: a.mean(axis=-1), seed)
+
+
+def estimate_nested(groups: Sequence[Sequence[float]], *, seed: int = 0) -> Estimate:
+    """The mean over items that are nested in groups, such as the items of several seeds; groups weigh by their items.
+
+    Groups are resampled, then items within them. Where every item has the same yes or no, which no resampling can
+    doubt, the interval is Wilson's over all items; with one group it is over items alone.
+    """
+    rows = [np.asarray(g, dtype=np.float64) for g in groups if len(g)]
+    x = np.concatenate(rows) if rows else np.empty(0)
+    if len(rows) < 2 or (x == x[0]).all() or not np.isfinite(x).all():
+        return estimate(x.tolist(), seed=seed)
+    rng = np.random.default_rng(seed)
+    sums, sizes = np.zeros(RESAMPLES), np.zeros(RESAMPLES)
+    for _ in rows:
+        chosen = rng.integers(0, len(rows), RESAMPLES)
+        for i, row in enumerate(rows):
+            draws = np.flatnonzero(chosen == i)
+            sums[draws] += row[rng.integers(0, row.size, (draws.size, row.size))].sum(1)
+            sizes[draws] += row.size
+    low, high = np.quantile(sums / sizes, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(float(x.mean()), float(low), float(high), int(x.size), "nested bootstrap")
 
 
 def estimate_joint(

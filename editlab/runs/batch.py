@@ -141,7 +141,7 @@ def run_batch(
         elif journal.last("finished"):
             raise ConfigError(f"The run in '{folder}' is finished.", "Choose another --out for a new one.")
         else:
-            _check_basis(journal, basis, force)
+            check_basis(journal, basis, force)
         try:
             return _Runner(lm, facts, plan, folder, journal, on_step).run()
         except ConfigError:
@@ -167,7 +167,12 @@ def _basis(lm: LM, facts: Sequence[Fact], plan: Plan) -> dict[str, str]:
     }
 
 
-def _check_basis(journal: Journal, basis: dict[str, str], force: bool) -> None:
+def check_basis(journal: Journal, basis: dict[str, str], force: bool) -> None:
+    """Refuse to go on with a run that rests on something else, unless forced; then the journal says so.
+
+    Raises:
+        ResumeRefused: it does.
+    """
     then = journal.events[0].get("basis", {})
     changed = [f"{k} ({then.get(k, '?')[:12]} then, {v[:12]} now)" for k, v in basis.items() if then.get(k) != v]
     if changed and not force:

@@ -42,8 +42,8 @@ class RunRecord:
 
     @property
     def is_batch(self) -> bool:
-        """It has a journal, with its plan and its facts."""
-        return (self.folder / JOURNAL).is_file()
+        """It is a batch of edits: it has a journal, with its plan and its facts."""
+        return self.kind == "edit" and (self.folder / JOURNAL).is_file()
 
     @property
     def written(self) -> str | None:
@@ -98,7 +98,7 @@ def read_record(folder: Path) -> RunRecord:
         events = Journal(folder).events
         committed = sum(event["event"] == "committed" for event in events)
         state: RunState = "complete" if is_finished(folder) else "interrupted"
-        return RunRecord(folder, "edit", state, {}, events[0]["model"], committed)
+        return RunRecord(folder, events[0].get("kind", "edit"), state, {}, events[0]["model"], committed)
     except (EditlabError, OSError, ValueError, KeyError, IndexError):
         return RunRecord(folder, "", "unreadable")
 

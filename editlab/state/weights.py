@@ -268,6 +268,17 @@ class WeightView:
             twin.version = self.version
             return twin
 
+    def on_own_weights(self) -> nn.Module:
+        """A model like this one as it stands, all of whose parameters are copies; side memories are left out.
+
+        Nothing that is written to it reaches this view or its base.
+        """
+        with self.lock, torch.inference_mode(False), torch.no_grad():
+            twin = structural_clone(self._base_model)
+            swaps = [Swap(base, own_copy(base, self.current(name))) for name, base in self._base.items()]
+            rebind([twin], swaps, set())
+            return twin
+
     def __repr__(self) -> str:
         held = sum(math.prod(p.shape) * p.element_size() for p in self._own.values())
         return (

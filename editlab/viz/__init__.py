@@ -6,6 +6,7 @@ from editlab.viz.conflicts import conflict_flow, conflict_shares, head_map, head
 from editlab.viz.edits import batch_points, edit_probabilities
 from editlab.viz.files import load_figures, page_html, save_figures
 from editlab.viz.locate import trace_heatmap, trace_lines, with_points
+from editlab.viz.memory import memory_exposures, memory_items, memory_losses, memory_retention
 from editlab.viz.routing import routing_points
 from editlab.viz.scores import score_points
 from editlab.viz.style import COLOURS, DASHES, MARKERS
@@ -21,6 +22,10 @@ __all__ = [
     "head_map",
     "head_roles",
     "load_figures",
+    "memory_exposures",
+    "memory_items",
+    "memory_losses",
+    "memory_retention",
     "page_html",
     "pruning_curve",
     "routing_points",

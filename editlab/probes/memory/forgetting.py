@@ -1,0 +1,167 @@
+"""How memory decays with updates t: four families of curves, none of which is taken for granted.
+
+    log-linear      y = c - a log10 t
+    power           y = A (1 + t)^-b
+    exponential     y = A exp(-k t)
+    with a floor    y = (A - p) exp(-k t) + p
+
+y is scaled so that 1 is what there was at t = 0 and 0 is the level of chance. Weighted least squares (SciPy), three
+starts each, on the times t >= 1, where all four are defined, so that they are compared on the same data. Families are
+compared by AICc = n ln(RSS / n) + 2 m + 2 m (m + 1) / (n - m - 1), RSS weighted, m counting the variance; a difference
+below 2 says nothing. Parameters get their interval from refitting the means of resampled items, because residuals along
+one curve are no independent draws. The last two times are also predicted from the rest.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.optimize import curve_fit
+
+Curve = Callable[..., np.ndarray]
+UNDECIDED = 2.0  # difference in AICc below which two families are not told apart
+FLOOR_SE = 0.01  # no mean of a few items is surer than this
+
+
+@dataclass(frozen=True)
+class Family:
+    """One form of decay.
+
+    Attributes:
+        starts: of its parameters. bounds: lowest and highest of each.
+    """
+
+    name: str
+    curve: Curve
+    parameters: tuple[str, ...]
+    starts: tuple[tuple[float, ...], ...]
+    bounds: tuple[tuple[float, ...], tuple[float, ...]]
+
+
+_INF = float("inf")
+FAMILIES = (
+    Family("log-linear", lambda t, c, a: c - a * np.log10(t), ("c", "a"), ((1, 0.1), (1, 0.5), (0.5, 0.0)),
+           ((-0.5, -_INF), (2.0, _INF))),
+    Family("power", lambda t, A, b: A * (1 + t) ** -b, ("A", "b"), ((1, 0.1), (1, 0.7), (0.5, 0.01)),
+           ((0, 0), (1.5, _INF))),
+    Family("exponential", lambda t, A, k: A * np.exp(-k * t), ("A", "k"), ((1, 0.01), (1, 0.1), (1, 1.0)),
+           ((0, 0), (1.5, _INF))),
+    Family("exponential with floor", lambda t, A, k, p: (A - p) * np.exp(-k * t) + p, ("A", "k", "p"),
+           ((1, 0.03, 0.1), (1, 0.2, 0.5), (1, 1.0, 0.3)), ((0, 0, 0), (1.5, _INF, 1.0))),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One family on one curve.
+
+    Attributes:
+        parameters: by name. intervals: 95 %, by resampling items; empty without them.
+        aicc, r2, rmse: of the fit. held_out: mean absolute error on the last two times when the
+            rest is fitted; NaN with too few.
+    """
+
+    family: str
+    parameters: dict[str, float]
+    aicc: float
+    r2: float
+    rmse: float
+    held_out: float
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def at(self, t: Sequence[float] | np.ndarray) -> np.ndarray:
+        """The curve at times t >= 1; NaN before."""
+        family = next(f for f in FAMILIES if f.name == self.family)
+        times = np.asarray(t, float)
+        return np.where(times >= 1, family.curve(np.maximum(times, 1), *self.parameters.values()), np.nan)
+
+    def half_time(self, horizon: float) -> float:
+        """The first t at which the curve is at one half; infinity beyond three times `horizon`."""
+        grid = np.linspace(1, 3 * horizon, 3001)
+        below = np.flatnonzero(self.at(grid) <= 0.5)
+        return float(grid[below[0]]) if below.size else _INF
+
+
+def fit_forgetting(t: Sequence[float], items: np.ndarray, *, resamples: int = 200, seed: int = 0) -> list[Fit]:
+    """All families that the number of times allows, best AICc first; none if nothing changes.
+
+    Times before 1 are left out.
+
+    Args:
+        t: times. items: (n_items, n_times) scaled values, whose mean over items is fitted.
+    """
+    times = np.asarray(t, float)
+    values = np.asarray(items, float)[:, times >= 1]
+    times = times[times >= 1]
+    mean = values.mean(0)
+    if np.ptp(mean) == 0:
+        return []
+    rng = np.random.default_rng(seed)
+    draws = rng.integers(0, len(values), (resamples, len(values)))
+    means = values[draws].mean(1)  # (resamples, n_times)
+    se = np.maximum(means.std(0), FLOOR_SE) if resamples > 1 else np.full(len(times), FLOOR_SE)
+    fits = []
+    for family in FAMILIES:
+        m = len(family.parameters) + 1
+        found = _solve(family, times, mean, se) if times.size >= m + 3 else None
+        if found is None:
+            continue
+        residual = mean - family.curve(times, *found)
+        again = [_solve(family, times, row, se, start=found) for row in means]
+        solved = np.array([row for row in again if row is not None])
+        bounds = np.quantile(solved, [0.025, 0.975], axis=0).T if len(solved) > 1 else []
+        total = float(((mean - mean.mean()) ** 2).sum())
+        fits.append(
+            Fit(
+                family=family.name,
+                parameters=dict(zip(family.parameters, map(float, found), strict=True)),
+                aicc=_aicc(residual / se * se.mean(), m),
+                r2=1 - float((residual**2).sum()) / total if total > 0 else float("nan"),
+                rmse=float(np.sqrt((residual**2).mean())),
+                held_out=_held_out(family, times, mean, se),
+                intervals={n: (float(a), float(b)) for n, (a, b) in zip(family.parameters, bounds, strict=False)},
+            )
+        )
+    return sorted(fits, key=lambda fit: fit.aicc)
+
+
+def verdict(fits: Sequence[Fit]) -> str:
+    """One sentence about which family the data prefer."""
+    if not fits:
+        return "No curve was fitted: too few times, or nothing changed."
+    rivals = [f.family for f in fits[1:] if f.aicc - fits[0].aicc < UNDECIDED]
+    best = f"Best by AICc: {fits[0].family} (R² {fits[0].r2:.3f})"
+    return f"{best}, not distinguishable from {', '.join(rivals)}." if rivals else f"{best}."
+
+
+def _solve(
+    family: Family, t: np.ndarray, y: np.ndarray, se: np.ndarray, start: np.ndarray | None = None
+) -> np.ndarray | None:
+    best, least = None, float("inf")
+    for p0 in family.starts if start is None else (start,):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the covariance, which is not used
+                found, _ = curve_fit(family.curve, t, y, p0=p0, sigma=se, bounds=family.bounds, maxfev=20_000)
+        except RuntimeError:  # no convergence from this start
+            continue
+        loss = float((((y - family.curve(t, *found)) / se) ** 2).sum())
+        if loss < least:
+            best, least = found, loss
+    return best
+
+
+def _aicc(residual: np.ndarray, m: int) -> float:
+    n = residual.size
+    rss = max(float((residual**2).sum()), 1e-24)
+    return n * float(np.log(rss / n)) + 2 * m + 2 * m * (m + 1) / (n - m - 1)
+
+
+def _held_out(family: Family, t: np.ndarray, y: np.ndarray, se: np.ndarray) -> float:
+    if t.size - 2 < len(family.parameters) + 1:
+        return float("nan")
+    found = _solve(family, t[:-2], y[:-2], se[:-2])
+    return float("nan") if found is None else float(np.abs(y[-2:] - family.curve(t[-2:], *found)).mean())

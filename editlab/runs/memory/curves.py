@@ -1,0 +1,262 @@
+"""What a study of memory found: curves with their intervals, fits of forgetting, and the rows that they rest on."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from editlab.evaluation.statistics import LEVEL, Estimate, estimate, estimate_nested
+from editlab.probes.memory import recognition
+from editlab.probes.memory.forgetting import Fit, fit_forgetting, verdict
+from editlab.probes.memory.survival import Lifetimes
+from editlab.runs.memory.settings import StudySettings
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+DRAWS = 1000
+PAIR = ["kind", "seed", "direction", "item"]
+# Of the studied texts alone: column of the rows, and the level that knows nothing.
+OF_STUDIED = {
+    "recall": "exact",
+    "recall of tokens": "hits",
+    "recall up to the first mistake": "prefix",
+    "loss of studied": "loss",
+    "ROUGE-2 of the continuation": "rouge2",
+    "ROUGE-L of the continuation": "rougeL",
+}
+CHANCE = {"recognition": 0.5, "AUC": 0.5, "recognition by gain": 0.5}
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """The rows of a study: one per item, role (studied or foil) and state.
+
+    Attributes:
+        rows: see `study`; `exposure` counts passes, `t` updates of further training (NaN during the study).
+        aborted: courses that had to end, and why.
+    """
+
+    rows: pd.DataFrame
+    settings: StudySettings
+    model: str
+    aborted: tuple[tuple[str, str], ...] = ()
+
+    @cached_property
+    def pairs(self) -> pd.DataFrame:
+        """One row per pair and state, with columns (value, role)."""
+        keys = [*PAIR, "exposure", "later"]
+        rows = self.rows.assign(later=self.rows["t"].fillna(0.0))
+        values = ["loss", "base_loss", *(c for c in ("exact", "hits", "prefix", "rouge2", "rougeL") if c in rows)]
+        wide = rows.pivot(index=keys, columns="role", values=values)
+        return wide.reset_index()
+
+    @cached_property
+    def curve(self) -> pd.DataFrame:
+        """Long table: kind, exposure, t, measure, mean, low, high, n, seeds, chance."""
+        out = []
+        for state, group in self.pairs.groupby(["kind", "exposure", "later"], sort=True):
+            where = dict(zip(("kind", "exposure", "t"), state, strict=True)) | {"seeds": group["seed"].nunique()}
+            for name, found in _estimates(group).items():
+                numbers = {"mean": found.mean, "low": found.low, "high": found.high, "n": found.n}
+                out.append({**where, "measure": name, **numbers, "interval": found.method, "chance": CHANCE.get(name)})
+        return pd.DataFrame(out).astype({"exposure": int, "t": int})
+
+    def value(self, measure: str, *, exposure: int | None = None, t: int = 0, kind: str | None = None) -> Estimate:
+        """One point of the curve, NaN where there is none; by default after the last exposure, of the first kind."""
+        c = self.curve
+        exposure = self.settings.exposures if exposure is None else exposure
+        kind = c["kind"].iloc[0] if kind is None else kind
+        row = c[(c["measure"] == measure) & (c["exposure"] == exposure) & (c["t"] == t) & (c["kind"] == kind)]
+        if row.empty:  # the course was aborted before
+            return estimate([])
+        r = row.iloc[0]
+        return Estimate(r["mean"], r["low"], r["high"], int(r["n"]), r["interval"])
+
+    def _matrix(self, kind: str, of: Callable[[pd.DataFrame], Any]) -> tuple[list[int], np.ndarray]:
+        """Times, and (items, times) of something at the last exposure."""
+        p = self.pairs[(self.pairs["kind"] == kind) & (self.pairs["exposure"] == self.settings.exposures)]
+        flat = pd.DataFrame({c: p[c].to_numpy() for c in ("seed", "direction", "item", "later")} | {"y": of(p)})
+        wide = flat.pivot(index=["seed", "direction", "item"], columns="later", values="y").dropna()
+        return [int(t) for t in wide.columns], wide.to_numpy(float)
+
+    @cached_property
+    def fits(self) -> dict[str, dict[str, list[Fit]]]:
+        """By kind of pair: `forgetting` without intervals."""
+        return {kind: self.forgetting(kind, resamples=0) for kind in self.kinds}
+
+    def forgetting(self, kind: str | None = None, resamples: int = 200) -> dict[str, list[Fit]]:
+        """Fits to recognition, recall and gained log-probability, each scaled to 1 at t = 0 and 0 at chance.
+
+        Args:
+            resamples: of the items, for the parameters' intervals.
+        """
+        kind = self.kinds[0] if kind is None else kind
+        found: dict[str, list[Fit]] = {}
+        zero = self.value("recall", exposure=0, kind=kind).mean
+        t, recalled = self._matrix(kind, lambda p: p["exact", "studied"])
+        if not recalled.size:
+            return {}
+        whole = recalled[:, 0].mean() - zero
+        scaled = {"recognition": self._matrix(kind, lambda p: 2 * recognition.prefers(*_losses(p)) - 1)[1]}
+        if whole > 0:
+            scaled["recall"] = (recalled - zero) / whole
+        gain = self._matrix(kind, lambda p: p["base_loss", "studied"] - p["loss", "studied"])[1]
+        if gain[:, 0].mean() > 0:
+            scaled["gain of log-probability"] = gain / gain[:, 0].mean()
+        for name, values in scaled.items():
+            found[name] = fit_forgetting(t, values, resamples=resamples, seed=self.settings.seed)
+        return found
+
+    def lifetimes(self, kind: str | None = None) -> dict[str, Lifetimes]:
+        """Of recognition and of exact recall, item by item."""
+        kind = self.kinds[0] if kind is None else kind
+        t, recalled = self._matrix(kind, lambda p: p["exact", "studied"])
+        _, known = self._matrix(kind, lambda p: recognition.prefers(*_losses(p)) == 1)
+        return {"recognition": Lifetimes.of(t, known), "recall": Lifetimes.of(t, recalled)}
+
+    def item_matrix(self, column: str) -> tuple[list[int], np.ndarray]:
+        """Times, and (items of all kinds, times) of a column of the studied texts after the last exposure."""
+        found = [self._matrix(kind, lambda p: p[column, "studied"]) for kind in self.kinds]
+        return found[0][0], np.concatenate([values for _, values in found])
+
+    @property
+    def kinds(self) -> list[str]:
+        """In the order they were asked for."""
+        return list(dict.fromkeys(self.rows["kind"]))
+
+    @property
+    def headline(self) -> str:
+        """One sentence with the numbers that matter."""
+        first, last = self.value("recognition", exposure=1), self.value("recall")
+        says = (
+            f"{_share(first)} recognised after one exposure (chance 50 %), {_share(last)} recalled exactly after "
+            f"{self.settings.exposures}"
+        )
+        end = max(self.curve["t"])
+        if end:
+            kept, said = self.value("recognition", t=end), self.value("recall", t=end)
+            says += f"; after {end} further updates {_share(kept)} recognised and {_share(said)} recalled"
+        n = self.value("recognition")
+        return f"{says} (n = {n.n} studied texts, {self.rows['seed'].nunique()} seeds)."
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The curve."""
+        return self.curve
+
+    def table(self) -> str:
+        """Recognition and recall, state by state."""
+        shown = self.curve[self.curve["measure"].isin(["recognition", "AUC", "recall", "ROUGE-2 of the continuation"])]
+        names = list(dict.fromkeys(shown["measure"]))
+        cells = []
+        for (kind, exposure, t), rows in shown.groupby(["kind", "exposure", "t"], sort=True):
+            by = rows.set_index("measure")
+            told = [_share(Estimate(*by.loc[n, ["mean", "low", "high", "n"]])) if n in by.index else "-" for n in names]
+            cells.append([kind, exposure, t, *told])
+        return aligned(["kind", "exposures", "later updates", *names], cells)
+
+    def figures(self) -> dict[str, go.Figure]:
+        """By name."""
+        from editlab import viz
+
+        found = {"exposures": viz.memory_exposures(self)}
+        if max(self.curve["t"]):
+            found["retention"] = viz.memory_retention(self)
+            found["items"] = viz.memory_items(self)
+        found["losses"] = viz.memory_losses(self)
+        return found
+
+    def plot(self) -> go.Figure:
+        """Retention if there was further training, else the exposures."""
+        return self.figures()["retention" if max(self.curve["t"]) else "exposures"]
+
+    def remarks(self) -> list[str]:
+        """What a reader must know of the numbers."""
+        says = [f"{name}: ended early, {why}." for name, why in self.aborted]
+        if self.rows["seed"].nunique() == 1:
+            says.append("One seed: intervals are over items only, with no run-to-run variance.")
+        if not self.settings.counterbalance:
+            says.append("Not counterbalanced: chance is not one half before the study.")
+        drift = self.value("loss of foils").mean - self.value("loss of foils", exposure=0).mean
+        says.append(f"The foils' loss moved by {drift:+.2f} nats over the study (drift).")
+        if max(self.curve["t"]):
+            halves = {n: l.half_life for n, l in self.lifetimes().items()}
+            says += [f"Half-life of {n}: {_updates(h, max(self.curve['t']))}." for n, h in halves.items()]
+            says += [f"Forgetting of {n}. {verdict(f)}" for n, f in self.fits[self.kinds[0]].items()]
+        return says
+
+    def _repr_html_(self) -> str:
+        table = self.curve[self.curve["measure"].isin(["recognition", "recall"])].to_html(index=False)
+        notes = "".join(f"<li>{html.escape(r)}</li>" for r in self.remarks())
+        return f"<p>{html.escape(self.headline)}</p><ul>{notes}</ul>{table}"
+
+
+def aligned(headers: list[str], rows: list[list[Any]]) -> str:
+    """Columns of plain text."""
+    cells = [[str(c) for c in row] for row in [headers, *rows]]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)
+
+
+def _losses(pairs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    return pairs["loss", "studied"].to_numpy(float), pairs["loss", "foil"].to_numpy(float)
+
+
+def _estimates(group: pd.DataFrame) -> dict[str, Estimate]:
+    """All measures of the pairs of one state."""
+    seeds = group["seed"].to_numpy()
+
+    def nested(values: np.ndarray) -> Estimate:
+        return estimate_nested([values[seeds == s] for s in np.unique(seeds)])
+
+    studied, foils = _losses(group)
+    before = [group["base_loss", role].to_numpy(float) for role in ("studied", "foil")]
+    found = {
+        "recognition": nested(recognition.prefers(studied, foils)),
+        "AUC": _auc(group),
+        "recognition by gain": nested(recognition.gained(studied, foils, *before)),
+        "loss of foils": nested(foils),
+    }
+    for name, column in OF_STUDIED.items():
+        if (column, "studied") in group:
+            values = group[column, "studied"].to_numpy(float)
+            if not np.isnan(values).any():
+                found[name] = nested(values)
+    return found
+
+
+def _auc(group: pd.DataFrame) -> Estimate:
+    """Mean over runs; seeds, then the texts of each run are resampled."""
+    rng = np.random.default_rng(0)
+    by_seed: list[tuple[float, np.ndarray]] = []
+    for _, of_seed in group.groupby("seed"):
+        points, draws = [], []
+        for _, run in of_seed.groupby("direction"):
+            studied, foils = _losses(run)
+            told = (1 - np.sign(studied[:, None] - foils[None])) / 2
+            n = len(studied)
+            w = [rng.multinomial(n, np.full(n, 1 / n), DRAWS) / n for _ in range(2)]
+            points.append(told.mean())
+            draws.append(np.einsum("di,ij,dj->d", w[0], told, w[1], optimize=True))
+        by_seed.append((float(np.mean(points)), np.mean(draws, 0)))
+    chosen = rng.integers(0, len(by_seed), (DRAWS, len(by_seed)))
+    table = np.stack([draws for _, draws in by_seed])  # (seeds, DRAWS)
+    means = table[chosen, np.arange(DRAWS)[:, None]].mean(1)
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(float(np.mean([p for p, _ in by_seed])), float(low), float(high), len(group), "nested bootstrap")
+
+
+def _share(e: Estimate) -> str:
+    if not e.n:
+        return "not measured"
+    return f"{e.mean:.1%} ({e.low:.1%} to {e.high:.1%})"
+
+
+def _updates(t: float, horizon: float) -> str:
+    return f"{t:g} updates" if np.isfinite(t) else f"more than {horizon:g} updates"

@@ -1,0 +1,152 @@
+"""What is read from one forward pass, recognition, recall, survival and the fits, against hand computation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from tiny_lm import make_lm
+
+from editlab.hooks.batch import pad_rows
+from editlab.probes.memory.forgetting import FAMILIES, fit_forgetting, verdict
+from editlab.probes.memory.reading import cue, read
+from editlab.probes.memory.recall import continuations, rouge, rouge_l, targets
+from editlab.probes.memory.recognition import auc, d_prime, gained, margin, prefers
+from editlab.probes.memory.survival import Lifetimes
+
+
+def rows_of(n: int, seed: int = 0) -> list[tuple[int, ...]]:
+    g = torch.Generator().manual_seed(seed)
+    return [
+        tuple(torch.randint(5, 200, (int(torch.randint(8, 15, (1,), generator=g)),), generator=g).tolist())
+        for _ in range(n)
+    ]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_reading_is_the_hand_computation_in_float64(family: str) -> None:
+    lm = make_lm(family)
+    rows = rows_of(12)
+    found = read(lm, rows)
+    model = lm.on_own_weights().model.double()
+    for row, reading in zip(rows, found, strict=True):
+        with torch.no_grad():
+            log_p = model(torch.tensor([row])).logits[0].log_softmax(-1)
+        nll = -log_p[range(len(row) - 1), row[1:]]
+        assert reading.loss == pytest.approx(float(nll.mean()), abs=1e-5)
+        assert reading.loss_sum == pytest.approx(float(nll.sum()), abs=1e-4)
+        assert reading.target_nll == pytest.approx(float(nll[cue(row) - 1 :].mean()), abs=1e-5)
+        assert reading.n_target == len(row) - len(row) // 2 and reading.n_tokens == len(row)
+        right = (log_p.argmax(-1)[:-1] == torch.tensor(row[1:]))[cue(row) - 1 :].tolist()
+        assert reading.hits == sum(right)
+        assert reading.prefix == (right.index(False) if False in right else len(right))
+
+
+def test_order_and_batches_do_not_matter() -> None:
+    lm = make_lm("llama")
+    rows = rows_of(20)
+    found = read(lm, rows)
+    alone = [read(lm, [row])[0] for row in rows]
+    backwards = read(lm, rows[::-1], batch_tokens=40)[::-1]
+    for a, b, c in zip(found, alone, backwards, strict=True):
+        assert a.loss == pytest.approx(b.loss, abs=1e-5) and a.loss == pytest.approx(c.loss, abs=1e-5)
+        assert a.hits == b.hits == c.hits or min(a.margin, b.margin) < 1e-4
+
+
+def test_exact_recall_is_what_greedy_decoding_says() -> None:
+    lm = make_lm("llama")
+    end = lm.tokenizer.eos_token_id
+    rows = []
+    for row in rows_of(12, seed=3):
+        # The model's own continuation of some cues, so that some items are exact.
+        half = row[: cue(row)]
+        new = lm.generate_ids(pad_rows([half]), len(row) - len(half))[0]
+        rows.append((*half, *new) if len(row) % 2 and len(new) == len(row) - len(half) else row)
+    found = read(lm, rows)
+    assert any(r.exact for r in found) and not all(r.exact for r in found)
+    for row, reading in zip(rows, found, strict=True):
+        said = lm.generate_ids(pad_rows([row[: cue(row)]]), len(row) - cue(row))[0]
+        if reading.margin > 1e-4 and end not in row:
+            assert reading.exact == (tuple(said) == row[cue(row) :])
+    for said, wanted, reading in zip(continuations(lm, rows, found), targets(lm, rows), found, strict=True):
+        if reading.exact:
+            assert said == wanted and reading.prefix == reading.n_target
+
+
+def test_recognition_scores() -> None:
+    assert prefers([1, 2, 3], [2, 2, 1]).tolist() == [1, 0.5, 0]
+    # Both directions of any pairs give one half, whatever the losses.
+    a, b = np.random.default_rng(0).normal(size=(2, 31))
+    assert np.concatenate([prefers(a, b), prefers(b, a)]).mean() == 0.5
+    assert auc(a, b) == pytest.approx(np.mean([[float(x < y) for y in b] for x in a]))
+    assert gained([1, 1], [1, 1], [1, 2], [2, 1]).tolist() == [0, 1]
+    assert gained(a, b, a, b).tolist() == [0.5] * 31
+    assert d_prime(0.5, 10) == 0
+    assert d_prime(1.0, 10) == d_prime(0.95, 10) == pytest.approx(2.326, abs=1e-3)
+    assert margin([0, 2], [10, 12]) == pytest.approx(10 / math.sqrt(2))
+
+
+def test_rouge_by_hand() -> None:
+    assert rouge("the cat sat on", "The cat sat down!") == pytest.approx(2 / 3)
+    assert rouge("a a a", "a a", 1) == pytest.approx(2 * 2 / 5)
+    assert rouge("", "a b") == rouge("x", "x") == 0
+    assert rouge_l("the big cat sat", "the cat sat down") == pytest.approx(2 * 3 / 8)
+    assert rouge("one two three", "one two three") == rouge_l("one two", "one two") == 1
+
+
+def test_lifetimes() -> None:
+    times = [0, 1, 2, 5]
+    alive = np.array([[1, 1, 1, 1], [1, 1, 0, 1], [1, 0, 0, 0], [0, 1, 1, 1], [1, 1, 0, 0]])
+    found = Lifetimes.of(times, alive)
+    assert found.ends.tolist() == [5, 2, 1, 2] and found.seen.tolist() == [False, True, True, True]
+    assert found.half_life == 2
+    assert math.isinf(Lifetimes.of(times, np.ones((4, 4))).half_life)
+    assert math.isnan(Lifetimes.of(times, np.zeros((4, 4))).half_life)
+    short, long = np.repeat([[1, 0, 0, 0]], 20, 0), np.repeat([[1, 1, 1, 0]], 20, 0)
+    assert Lifetimes.of(times, short).differs_from(Lifetimes.of(times, long)) < 1e-4
+    low, high = found.half_life_interval(200)
+    assert low <= 2 <= high
+
+
+T = np.array([0, 1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 75, 100.0])
+PLANTED = {
+    "log-linear": (0.9, 0.3),
+    "power": (0.95, 0.5),
+    "exponential": (1.0, 0.05),
+    "exponential with floor": (1.0, 0.1, 0.3),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+def test_fits_recover_what_was_planted(family) -> None:
+    planted = PLANTED[family.name]
+    noise = np.random.default_rng(0).normal(0, 0.01, (40, T.size))
+    items = np.r_[[family.curve(np.maximum(T, 1), *planted)]] + noise
+    fits = {f.family: f for f in fit_forgetting(T, items, resamples=30)}
+    found = fits[family.name]
+    assert list(found.parameters.values()) == pytest.approx(planted, rel=0.05)
+    for name, value in zip(family.parameters, planted, strict=True):
+        low, high = found.intervals[name]
+        assert low < high and low - 0.02 <= value <= high + 0.02
+    assert found.held_out < 0.03 and found.r2 > 0.99
+
+
+def test_aicc_picks_the_planted_family_in_nine_of_ten_draws() -> None:
+    rng = np.random.default_rng(1)
+    right = dict.fromkeys(("log-linear", "exponential with floor"), 0)
+    for _ in range(10):
+        for family in FAMILIES:
+            if family.name in right:
+                y = family.curve(np.maximum(T, 1), *PLANTED[family.name]) + rng.normal(0, 0.01, T.size)
+                right[family.name] += fit_forgetting(T, y[None], resamples=0)[0].family == family.name
+    assert min(right.values()) >= 9
+
+
+def test_too_few_times_and_flat_curves_are_not_fitted() -> None:
+    assert fit_forgetting([0, 1, 2, 3], np.array([[1, 0.5, 0.2, 0.1]])) == []
+    assert fit_forgetting(T, np.ones((4, T.size))) == []
+    assert "No curve" in verdict([])
+    three = fit_forgetting([0, 1, 2, 3, 5, 8, 13], np.geomspace(1, 0.1, 7)[None], resamples=0)
+    assert "exponential with floor" not in [f.family for f in three] and len(three) == 3
