@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import streamlit as st
 
 from editlab.lm import LM
-from editlab.probes.next_token import NextTokens, next_tokens
+from editlab.probes.prompts.next_token import NextTokens, next_tokens
 from editlab.progress import OnStep
 
 from . import errors

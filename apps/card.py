@@ -9,7 +9,7 @@ from editlab.errors import ConfigError
 from editlab.lm import LM
 from editlab.models.registry import entries
 
-from . import methods
+from . import plugins
 
 HEADLINES = ("Layers", "Width", "Heads", "Parameters", "Memory")
 
@@ -44,7 +44,7 @@ def capabilities(lm: LM) -> list[dict[str, str]]:
     """What works with this model, a "no" with its reason."""
     rows = [{"what": "locate", "works": "yes", "note": "causal tracing of residual, MLP and attention"}]
     tuned = preset(lm.adapter)
-    for name, method in methods.found().items():
+    for name, method in plugins.found().items():
         if isinstance(method, ConfigError):
             rows.append({"what": f"edit with {name}", "works": "no", "note": method.what})
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,12 @@ def locate_file(model: str, file: str, limit: int | None, settings: Mapping[str,
     words = ["editlab", "locate", "--model", model, "--file", file]
     words += ["--limit", str(limit)] if limit is not None else []
     return shlex.join([*words, *_tracing(settings)])
+
+
+def probe(model: str, name: str, prompts: Sequence[str], settings: Mapping[str, Any]) -> str:
+    """Probe prompts."""
+    words = ["editlab", "probe", name, *_overrides(settings), "--model", model]
+    return shlex.join([*words, *(word for prompt in prompts for word in ("--prompt", prompt))])
 
 
 def generate(model: str, prompt: str, max_new_tokens: int) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from editlab import registry, viz
+from editlab import registry
 from editlab.config import build
 from editlab.edits.preserve import covariances
 from editlab.edits.presets import with_preset
@@ -32,11 +32,14 @@ from editlab.runs import (
     read_run,
     run_batch,
     run_folder,
+    run_probe,
     write_manifest,
     write_run,
     write_table,
 )
 from editlab.runs.records import recorded_mode
+from editlab.viz.edits import batch_points, edit_probabilities
+from editlab.viz.files import save_figures
 
 FOR_ONE, FOR_MANY = "rome", "memit"  # the methods that the Edit page begins with
 DRIFT = ("control_kl", "control_same")
@@ -125,7 +128,7 @@ def _batch(twin: LM, facts: Sequence[Fact], plan: Plan, folder: Path) -> Callabl
     def work(on_step: OnStep) -> Ran:
         result: BatchResult = run_batch(twin, facts, plan, folder, on_step)
         if result.reports:
-            viz.save_figures(folder, {"effects": viz.batch_points(result.reports)})
+            save_figures(folder, {"effects": batch_points(result.reports)})
         return Ran(folder, result)
 
     return work
@@ -168,6 +171,19 @@ def _write_trace(lm: LM, found: Trace | TraceAverage, root: Path, extra: Mapping
     return write_table(folder, lm, "locate", config, rows, more, figures, extra.get("asked"))
 
 
+def probe(
+    lm: LM, name: str, prompts: Sequence[str], settings: Mapping[str, Any], root: Path
+) -> Callable[[OnStep], Ran]:
+    """Probe prompts, into a run folder."""
+    twin = lm.fork()
+
+    def work(on_step: OnStep) -> Ran:
+        folder = run_folder(name, twin.base_hash, root)
+        return Ran(folder, run_probe(twin, prompts, name, settings, folder, on_step), {"probe": name})
+
+    return work
+
+
 def evaluate(plain: LM, run: Path, root: Path) -> Callable[[OnStep], Ran]:
     """Measure the edits of a run beside the unedited model, into a run folder."""
     twin = plain.fork()
@@ -186,5 +202,5 @@ def save_ledger(lm: LM, reports: Iterable[EditReport], root: Path) -> Path:
     """Write the ledger as a run folder, with what was measured of the edits that are still in it."""
     kept = [r for r in reports if r.entry.id in lm.ledger]
     folder = run_folder("ledger", lm.base_hash, root)
-    viz.save_figures(folder, {f"edit-{r.entry.id}": viz.edit_probabilities(r) for r in kept})
+    save_figures(folder, {f"edit-{r.entry.id}": edit_probabilities(r) for r in kept})
     return write_run(folder, lm, "ledger", {"model": lm.name}, kept)

@@ -26,6 +26,7 @@ from editlab.state.weights import WeightView
 
 if TYPE_CHECKING:
     from editlab.evaluation.results import Evaluation
+    from editlab.probes.result import ProbeResult
     from editlab.probes.routing import Routing
     from editlab.probes.trace import Trace
 
@@ -232,6 +233,23 @@ class LM(Reader):
         # A trace asks for no new answer; the fact is there to place the subject.
         fact = read_fact({"prompt": prompt, "subject": subject, "target_new": answer or "?"})
         return trace(self, fact, build(Config, config, "the trace"), on_step, answer=answer)
+
+    def probe(self, prompts: str | Sequence[str], name: str, *, on_step: OnStep = silent, **config: Any) -> ProbeResult:
+        """What a probe of prompts finds; `editlab ls probes` names them, `config` are the probe's settings.
+
+        Raises:
+            UnknownName: there is no such probe. ConfigError: a setting is invalid. RequestError: a prompt is empty.
+        """
+        from editlab import registry
+        from editlab.config import build
+
+        module = registry.get(name, "probes")
+        settings = build(module.Config, config, f"probe '{name}'")
+        asked = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not asked:
+            raise ConfigError("There is no prompt to probe.", "Give at least one.")
+        found: ProbeResult = module.run(self, asked, settings, on_step)
+        return found
 
     def route(self, prompts: str | Sequence[str], *, sink: bool = False) -> Routing:
         """Which side memory answers each prompt, and why; empty without side memories."""

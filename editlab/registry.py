@@ -1,7 +1,8 @@
 """Finding plug-ins: the modules of a package, and the entry points of other packages.
 
-A new editing method is one file in `editlab/edits/methods/`; a package of its own can offer one under the entry-point
-group `editlab.methods`. Nothing is imported until a name is asked for.
+A new editing method is one file in `editlab/edits/methods/`, a new probe of prompts one in `editlab/probes/prompts/`; a
+package of its own can offer one under the entry-point group `editlab.methods` or `editlab.probes`. Nothing is imported
+until a name is asked for.
 """
 
 from __future__ import annotations
@@ -14,9 +15,13 @@ from typing import Any
 
 from editlab.errors import ConfigError, UnknownName, did_you_mean
 
-PACKAGES = {"methods": "editlab.edits.methods", "memories": "editlab.memories.kinds"}
-NOUNS = {"methods": "method", "memories": "kind of memory"}
-CONTRACTS = {"methods": ("Config", "compute"), "memories": ("layer",)}
+PACKAGES = {
+    "methods": "editlab.edits.methods",
+    "memories": "editlab.memories.kinds",
+    "probes": "editlab.probes.prompts",
+}
+NOUNS = {"methods": "method", "memories": "kind of memory", "probes": "probe"}
+CONTRACTS = {"methods": ("Config", "compute"), "memories": ("layer",), "probes": ("Config", "run")}
 
 
 def names(kind: str = "methods") -> list[str]:

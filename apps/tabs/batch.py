@@ -5,14 +5,14 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from editlab import viz
 from editlab.config import build
 from editlab.evaluation.statistics import estimate
 from editlab.facts import Fact
 from editlab.runs import BatchResult, Plan, StopRules
 from editlab.runs.records import RunRecord, list_runs
+from editlab.viz.edits import batch_points
 
-from .. import cells, commands, downloads, errors, forms, links, panel, session, work
+from .. import cells, commands, downloads, errors, forms, links, panel, plugins, session, work
 from . import facts_file
 from . import method as methods
 
@@ -32,7 +32,7 @@ def draw(lab: session.Lab) -> None:
     left, right = st.columns([1, 3], vertical_alignment="bottom")
     with left:
         method = methods.pick("bt_method", work.FOR_MANY)
-    right.caption(errors.plain(methods.summary(method)))
+    right.caption(errors.plain(plugins.summary(method)))
     with errors.shown():
         _form(lab, method, facts, flawed)
     interrupted = [run for run in list_runs(lab.runs_root) if run.state == "interrupted"]
@@ -145,7 +145,7 @@ def result(lab: session.Lab, ran: work.Ran) -> None:
     st.dataframe(per_fact(found), hide_index=True, alt=f"{found.fired} of {n} facts fire")
     if n > 1:
         st.plotly_chart(
-            viz.batch_points(found.reports),
+            batch_points(found.reports),
             key="bt_chart",
             height=340,
             alt="Probability of the new answer against the share of neighbours that changed",

@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from editlab import viz
 from editlab.evaluation.compare import compare
 from editlab.evaluation.results import Evaluation
 from editlab.runs.records import RunRecord
+from editlab.viz.scores import score_points
 
 from .. import commands, downloads, errors, links
 
@@ -64,7 +64,7 @@ def _scores(runs: list[RunRecord]) -> None:
     lines = {name: evaluation[metric].edited for name, evaluation in found.items()}
     left, right = st.columns([3, 2])
     left.plotly_chart(
-        viz.score_points(lines, metric),
+        score_points(lines, metric),
         key="rn_scores",
         alt=f"{metric}: " + ", ".join(f"{name} {line.mean:.3g}" for name, line in lines.items()),
         config=downloads.image_options(f"{metric}-of-{len(lines)}-runs"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +12,7 @@ from editlab.edits.presets import with_preset
 from editlab.errors import ConfigError
 from editlab.lm import LM
 
-from .. import forms, links, methods
+from .. import forms, links, plugins
 
 
 @dataclass(frozen=True)
@@ -27,16 +25,10 @@ class Chosen:
 
 def pick(key: str, default: str) -> str:
     """A select box of the methods; outside of a form, because the form depends on it."""
-    names = list(methods.found())
+    names = list(plugins.found())
     method = st.selectbox("Method", names, index=names.index(default), **links.bound(key))
     links.check(key, "method", method, f"there are {', '.join(names)}")
     return str(method)
-
-
-def summary(method: str) -> str:
-    """What the method's module says of itself, in one sentence."""
-    text = inspect.getdoc(methods.module(method)) or ""
-    return " ".join(re.split(r"(?<=\.)\s", text, maxsplit=1)[0].split())
 
 
 def layers_field(lm: LM, method: str, key: str) -> str:
@@ -58,7 +50,7 @@ def settings_form(lm: LM, method: str, prefix: str, layers_key: str) -> tuple[st
     Raises:
         ConfigError: a text cannot be read as a value.
     """
-    model = methods.module(method).Config
+    model = plugins.module(method).Config
     defaults = with_preset(lm.adapter, method, {})
     usual = forms.usual_fields(method, model)
     rest = [name for name in model.model_fields if name not in (*usual, *forms.PLACES)]
@@ -81,7 +73,7 @@ def checked(lm: LM, method: str, layers: str, changed: dict[str, Any]) -> Chosen
     Raises:
         ConfigError: a layer that the model lacks, or an invalid setting.
     """
-    model = methods.module(method).Config
+    model = plugins.module(method).Config
     found = forms.read_layers(layers)
     for layer in found or ():
         if layer >= lm.adapter.n_layers:
@@ -96,5 +88,5 @@ def checked(lm: LM, method: str, layers: str, changed: dict[str, Any]) -> Chosen
 
 def own_default(method: str, name: str) -> Any:
     """A setting's own default, in the form in which an edit keeps it."""
-    found = methods.module(method).Config.model_fields[name]
+    found = plugins.module(method).Config.model_fields[name]
     return found.get_default(call_default_factory=True)

@@ -7,12 +7,14 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from editlab import viz
 from editlab.data.formats import read_fact
 from editlab.facts import Fact
 from editlab.report import EditReport
+from editlab.viz.edits import edit_probabilities
+from editlab.viz.files import page_html
+from editlab.viz.routing import routing_points
 
-from .. import commands, downloads, errors, links, panel, session, work
+from .. import commands, downloads, errors, links, panel, plugins, session, work
 from . import method as methods
 
 SLOT = "edit.preview"
@@ -28,7 +30,7 @@ def draw(lab: session.Lab) -> None:
     left, right = st.columns([1, 3], vertical_alignment="bottom")
     with left:
         method = methods.pick("ed_method", work.FOR_ONE)
-    right.caption(errors.plain(methods.summary(method)))
+    right.caption(errors.plain(plugins.summary(method)))
     with errors.shown():
         row, layers, changed, wanted = _form(lab, method)
         if wanted:
@@ -124,7 +126,7 @@ def _result(lab: session.Lab, found: work.Preview) -> None:
     )
     _drift(found)
     st.plotly_chart(
-        viz.edit_probabilities(report),
+        edit_probabilities(report),
         key="ed_chart",
         alt=f"Probabilities before and after. {report.headline}",
         config=downloads.image_options("edit"),
@@ -219,7 +221,7 @@ def _routing(found: work.Preview) -> None:
     table = found.routing.to_pandas().drop(columns="path")
     left.dataframe(table, hide_index=True, height="content", alt="Which side memory answers each prompt")
     right.plotly_chart(
-        viz.routing_points(found.routing),
+        routing_points(found.routing),
         key="ed_routing",
         alt="Indicator of each prompt over its threshold",
         config=downloads.image_options("routing"),
@@ -237,7 +239,7 @@ def _take_away(lab: session.Lab, found: work.Preview) -> None:
         downloads.json_file(
             "JSON", lambda: {"prompts": report.to_records(), "info": report.entry.edit.info, "config": settings}, "edit"
         )
-        figure = viz.edit_probabilities(report)
-        downloads.html("HTML", lambda: viz.page_html(fact.text, report._repr_html_(), [figure]), "edit")
+        figure = edit_probabilities(report)
+        downloads.html("HTML", lambda: page_html(fact.text, report._repr_html_(), [figure]), "edit")
     with st.expander("The same on the command line"):
         st.code(commands.edit(lab.lm.name, fact, report.entry.edit.method, settings), language="bash", wrap_lines=True)

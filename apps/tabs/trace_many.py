@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import streamlit as st
 
-from editlab import viz
 from editlab.data.relations import relation
 from editlab.probes.trace import TraceAverage, in_words
+from editlab.viz.files import page_html
+from editlab.viz.locate import trace_lines
 
 from .. import commands, downloads, errors, links, panel, session, work
 from . import facts_file, trace_form
@@ -61,7 +62,7 @@ def _result(ran: work.Ran) -> None:
     columns[0].metric("Facts traced", len(found.effects))
     columns[1].metric("Left out", len(found.left_out))
     columns[2].metric("P clean, corrupted", f"{found.p_clean.mean():.1%}, {found.p_corrupt.mean():.1%}")
-    figure = viz.trace_lines(found)
+    figure = trace_lines(found)
     legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
     figure.update_layout(title=None, margin={"t": 48, "r": 48}, height=420, legend=legend, modebar={"orientation": "v"})
     if st.toggle("Show as table", key="loc_many_table"):
@@ -83,5 +84,5 @@ def _result(ran: work.Ran) -> None:
     with st.container(horizontal=True):
         downloads.csv("CSV", found.to_pandas, ran.folder.name)
         title = f"{len(found.effects)} facts"
-        downloads.html("HTML", lambda: viz.page_html(title, found._repr_html_(), [figure]), ran.folder.name)
+        downloads.html("HTML", lambda: page_html(title, found._repr_html_(), [figure]), ran.folder.name)
         downloads.folder("Run folder (zip)", ran.folder)

@@ -8,8 +8,9 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from editlab import viz
 from editlab.probes.trace import Trace, in_words
+from editlab.viz.files import page_html
+from editlab.viz.locate import trace_heatmap, with_points
 
 from .. import commands, downloads, errors, links, panel, session, work
 from . import trace_form
@@ -71,7 +72,7 @@ def _result(ran: work.Ran) -> None:
     columns[2].metric("P corrupted", f"{found.p_corrupt.mean():.1%}", f"{-found.gap:.1%}", delta_color="off")
     layer, token = found.peak
     columns[3].metric("Restores most", f"layer {layer}", f"{found.effect[layer, token]:+.1%}", delta_color="off")
-    figure = viz.with_points(viz.trace_heatmap(found))
+    figure = with_points(trace_heatmap(found))
     # Half of the height of a map of many tokens is better than scrolling.
     height = min(720, 130 + 30 * len(found.tokens))
     figure.update_layout(height=height, title=None, margin={"t": 24, "r": 16})
@@ -93,7 +94,7 @@ def _result(ran: work.Ran) -> None:
     with st.container(horizontal=True):
         downloads.csv("CSV", found.to_pandas, ran.folder.name)
         downloads.json_file("JSON", lambda: _as_json(found), ran.folder.name)
-        downloads.html("HTML", lambda: viz.page_html(found.prompt, found._repr_html_(), [figure]), ran.folder.name)
+        downloads.html("HTML", lambda: page_html(found.prompt, found._repr_html_(), [figure]), ran.folder.name)
         downloads.folder("Run folder (zip)", ran.folder)
 
 

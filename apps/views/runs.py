@@ -11,10 +11,10 @@ from editlab_apps import commands, downloads, errors, links, notebooks, panel, s
 from editlab_apps.sharing import is_shared
 from editlab_apps.tabs import batch, compare
 
-from editlab import viz
 from editlab.evaluation.results import Evaluation
 from editlab.runs import read_run
 from editlab.runs.records import RunRecord, list_runs
+from editlab.viz.files import load_figures
 
 TITLE = "Runs"
 SECTION = "Records"
@@ -106,7 +106,7 @@ def _open(lab: session.Lab, runs: list[RunRecord]) -> None:
             title="This run belongs to another model.",
         )
     _buttons(lab, run, other)
-    for title, figure in viz.load_figures(run.folder).items():
+    for title, figure in load_figures(run.folder).items():
         alt = run.headline or f"{title} of {run.name}"
         st.plotly_chart(figure, key=f"rn.{run.name}.{title}", alt=alt, config=downloads.image_options(run.name))
     if compare.is_evaluation(run):
@@ -116,7 +116,7 @@ def _open(lab: session.Lab, runs: list[RunRecord]) -> None:
             st.caption(errors.plain(found.caption))
     results = _results(run.folder)
     if results is not None:
-        with st.expander(f"Results ({len(results)} rows)", expanded=not viz.load_figures(run.folder)):
+        with st.expander(f"Results ({len(results)} rows)", expanded=not load_figures(run.folder)):
             st.dataframe(results, hide_index=True, alt=f"Results of {run.name}")
     if run.manifest:
         with st.expander("Manifest"):

@@ -58,13 +58,22 @@ def models() -> Listing:
 
 def methods() -> Listing:
     """The editing methods with their settings; one that cannot be used says why."""
+    return _plugins("methods")
+
+
+def probes() -> Listing:
+    """The probes of prompts with their settings; one that cannot be used says why."""
+    return _plugins("probes")
+
+
+def _plugins(kind: str) -> Listing:
     from editlab import registry
     from editlab.config import settings_of
 
     rows: list[dict[str, Any]] = []
-    for name in registry.names():
+    for name in registry.names(kind):
         try:
-            module = registry.get(name)
+            module = registry.get(name, kind)
         except ConfigError as error:
             rows.append({"name": name, "settings": None, "summary": error.what})
             continue
@@ -74,12 +83,12 @@ def methods() -> Listing:
     return Listing(rows, ["name", "settings", "summary"], shown=shown)
 
 
-def settings(method: str) -> Listing:
-    """The settings of one method."""
+def settings(name: str, kind: str = "methods") -> Listing:
+    """The settings of one method, or of one probe."""
     from editlab import registry
     from editlab.config import settings_of
 
-    rows = settings_of(registry.get(method).Config)
+    rows = settings_of(registry.get(name, kind).Config)
     shown = [{**row, "default": "none" if row["default"] is None else row["default"]} for row in rows]
     return Listing(rows, ["name", "default", "range", "description"], "It has no settings.", shown=shown)
 
@@ -175,28 +184,33 @@ KINDS: dict[str, Callable[[], Listing]] = {
     "metrics": metrics,
     "models": models,
     "presets": presets,
+    "probes": probes,
     "relations": relations,
     "runs": runs,
 }
+
+OF_ONE = {"methods": "method", "probes": "probe"}  # kinds whose settings can be listed
 
 
 def register(app: typer.Typer) -> None:
     @app.command()
     def ls(
         kind: Annotated[str, typer.Argument(help=f"One of: {', '.join(KINDS)}.")],
-        name: Annotated[str | None, typer.Argument(help="With methods: the one whose settings are listed.")] = None,
+        name: Annotated[
+            str | None, typer.Argument(help="With methods or probes: the one whose settings are listed.")
+        ] = None,
         as_json: options.Json = False,
         quiet: options.Quiet = False,
     ) -> None:
-        """List what there is; `ls methods NAME` lists the settings of a method."""
+        """List what there is; `ls methods NAME` lists the settings of a method, `ls probes NAME` of a probe."""
         with Output(as_json=as_json, quiet=quiet) as out:
             if kind not in KINDS:
                 raise UnknownName(f"Nothing of the kind '{kind}' can be listed.", did_you_mean(kind, list(KINDS)))
-            if name is not None and kind != "methods":
-                raise ConfigError(f"'ls {kind}' takes no name.", "Only methods can be listed one by one.")
+            if name is not None and kind not in OF_ONE:
+                raise ConfigError(f"'ls {kind}' takes no name.", "Only methods and probes can be listed one by one.")
             if name is not None:
-                listing = settings(name)
-                out.result({"method": name, "settings": listing.rows}, listing.text())
+                listing = settings(name, kind)
+                out.result({OF_ONE[kind]: name, "settings": listing.rows}, listing.text())
             else:
                 listing = KINDS[kind]()
                 out.result({kind: listing.rows}, listing.text())

@@ -59,7 +59,7 @@ class Routing:
 
     def plot(self) -> go.Figure:
         """Indicators over thresholds, a point a prompt."""
-        from editlab.viz import routing_points
+        from editlab.viz.routing import routing_points
 
         return routing_points(self)
 

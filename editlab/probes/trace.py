@@ -160,7 +160,7 @@ class Trace:
 
     def plot(self) -> go.Figure:
         """A heatmap of tokens by layers."""
-        from editlab.viz import trace_heatmap
+        from editlab.viz.locate import trace_heatmap
 
         return trace_heatmap(self)
 
@@ -220,7 +220,7 @@ class TraceAverage:
 
     def plot(self) -> go.Figure:
         """Lines over layers, one a role, with their intervals."""
-        from editlab.viz import trace_lines
+        from editlab.viz.locate import trace_lines
 
         return trace_lines(self)
 

@@ -4,6 +4,7 @@ from editlab.runs.batch import BatchResult, Plan, StopRules, drop_single_packs, 
 from editlab.runs.estimate import Estimate, estimate
 from editlab.runs.folder import check_free, note_undone, run_folder, write_manifest, write_run, write_table
 from editlab.runs.measure import FailedRow, edit_and_measure
+from editlab.runs.probe import run_probe
 
 __all__ = [
     "BatchResult",
@@ -20,6 +21,7 @@ __all__ = [
     "read_run",
     "run_batch",
     "run_folder",
+    "run_probe",
     "write_manifest",
     "write_run",
     "write_table",

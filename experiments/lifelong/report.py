@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from editlab.viz import COLOURS, DASHES, MARKERS
+from editlab.viz.style import COLOURS, DASHES, MARKERS
 
 OF_COUNTERFACT = {"efficacy": "efficacy", "paraphrase": "paraphrase", "neighbourhood": "neighbourhood", "score": "S"}
 # Reliability, generalization and locality are shares of tokens, as published; "mean" is theirs.

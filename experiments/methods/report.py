@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from editlab.viz import COLOURS, DASHES, MARKERS
+from editlab.viz.style import COLOURS, DASHES, MARKERS
 
 SHOWN = {
     "efficacy": "efficacy", "paraphrase": "paraphrase", "neighbourhood": "neighbourhood", "score": "S",

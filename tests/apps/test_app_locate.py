@@ -11,7 +11,7 @@ from app_driver import App
 from editlab_apps.tabs.trace_one import CHART, LAYER, TOKEN, take_clicked
 
 from editlab.runs.records import list_runs
-from editlab.viz import with_points
+from editlab.viz.locate import with_points
 
 
 def test_a_clicked_cell_is_the_one_below_the_map(app: App, place: Path) -> None:

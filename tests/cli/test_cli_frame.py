@@ -31,12 +31,12 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Add a command `probe` whose body is the given lines, as a file that is only dropped in place."""
+    """Add a command `trial` whose body is the given lines, as a file that is only dropped in place."""
 
     def add(body: str) -> None:
         folder = tmp_path / "more"
         folder.mkdir(exist_ok=True)
-        (folder / "probe.py").write_text(
+        (folder / "trial.py").write_text(
             "from editlab import errors\n"
             "import typer\n"
             "from editlab.cli import options\n"
@@ -44,13 +44,13 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
             "from editlab.progress import StepInfo\n"
             "def register(app: typer.Typer) -> None:\n"
             "    @app.command()\n"
-            "    def probe(as_json: options.Json = False, quiet: options.Quiet = False) -> None:\n"
+            "    def trial(as_json: options.Json = False, quiet: options.Quiet = False) -> None:\n"
             '        """A command of the tests."""\n'
             "        with Output(as_json=as_json, quiet=quiet) as out:\n"
             + "".join(f"            {line}\n" for line in body.splitlines())
         )
         monkeypatch.setattr(editlab.cli, "__path__", [*editlab.cli.__path__, str(folder)])
-        monkeypatch.delitem(sys.modules, "editlab.cli.probe", raising=False)
+        monkeypatch.delitem(sys.modules, "editlab.cli.trial", raising=False)
 
     return add
 
@@ -89,9 +89,9 @@ def test_every_command_and_option_has_help() -> None:
 
 def test_a_file_dropped_in_is_a_command(command: Callable[[str], None], capsys: Capture) -> None:
     command('out.result({"a": 1}, "one")')
-    assert run(["probe"]) == 0
+    assert run(["trial"]) == 0
     assert capsys.readouterr().out == "one\n"
-    assert run(["probe", "--json"]) == 0
+    assert run(["trial", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"schema_version": 1, "a": 1}
 
 
@@ -113,7 +113,7 @@ def test_every_failure_is_a_sentence_and_an_exit_code(
     command: Callable[[str], None], capsys: Capture, body: str, code: int, words: str
 ) -> None:
     command(body)
-    assert run(["probe"]) == code
+    assert run(["trial"]) == code
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith(words)
@@ -122,7 +122,7 @@ def test_every_failure_is_a_sentence_and_an_exit_code(
 
 def test_a_failure_in_json_is_one_object(command: Callable[[str], None], capsys: Capture) -> None:
     command('raise errors.ModelError("No model.", "Get one.")')
-    assert run(["probe", "--json"]) == 3
+    assert run(["trial", "--json"]) == 3
     captured = capsys.readouterr()
     expected = {"what": "No model.", "fix": "Get one.", "code": 3}
     assert json.loads(captured.out) == {"schema_version": 1, "error": expected}
@@ -144,7 +144,7 @@ def test_the_report_of_a_bug_holds_the_traceback(
     command: Callable[[str], None], capsys: Capture, own_cache: Path
 ) -> None:
     command("1 / 0")
-    run(["probe"])
+    run(["trial"])
     (report,) = (own_cache / "reports").iterdir()
     assert str(report) in capsys.readouterr().err
     assert "ZeroDivisionError" in report.read_text()
@@ -154,10 +154,10 @@ def test_the_traceback_is_shown_on_request(
     command: Callable[[str], None], capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command("1 / 0")
-    run(["-v", "probe"])
+    run(["-v", "trial"])
     assert "ZeroDivisionError" in capsys.readouterr().err
     monkeypatch.setenv("EDITLAB_DEBUG", "1")
-    run(["probe"])
+    run(["trial"])
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 

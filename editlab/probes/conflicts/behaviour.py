@@ -70,7 +70,7 @@ class Behaviour:
 
     def plot(self) -> go.Figure:
         """Stacked shares, one bar a condition."""
-        from editlab.viz import conflict_shares
+        from editlab.viz.conflicts import conflict_shares
 
         return conflict_shares(self.rows)
 

@@ -100,7 +100,7 @@ class Flow:
 
     def plot(self) -> go.Figure:
         """Lines over layers, one a measure, with their intervals."""
-        from editlab.viz import conflict_flow
+        from editlab.viz.conflicts import conflict_flow
 
         return conflict_flow(self)
 

@@ -184,7 +184,7 @@ class HeadMap:
 
     def plot(self) -> go.Figure:
         """Layers down, heads across; purple and orange are the two directions."""
-        from editlab.viz import head_map
+        from editlab.viz.conflicts import head_map
 
         return head_map(self)
 

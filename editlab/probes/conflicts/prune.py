@@ -189,7 +189,7 @@ class Pruning:
 
     def plot(self) -> go.Figure:
         """Shares against K on validation subjects, with recall, and the random band."""
-        from editlab.viz import pruning_curve
+        from editlab.viz.conflicts import pruning_curve
 
         return pruning_curve(self)
 

@@ -163,13 +163,13 @@ class StudyResult:
 
     def figures(self) -> dict[str, go.Figure]:
         """By name."""
-        from editlab import viz
+        from editlab.viz.memory import memory_exposures, memory_items, memory_losses, memory_retention
 
-        found = {"exposures": viz.memory_exposures(self)}
+        found = {"exposures": memory_exposures(self)}
         if max(self.curve["t"]):
-            found["retention"] = viz.memory_retention(self)
-            found["items"] = viz.memory_items(self)
-        found["losses"] = viz.memory_losses(self)
+            found["retention"] = memory_retention(self)
+            found["items"] = memory_items(self)
+        found["losses"] = memory_losses(self)
         return found
 
     def plot(self) -> go.Figure:

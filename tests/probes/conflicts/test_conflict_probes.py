@@ -202,7 +202,7 @@ def test_flow_is_what_full_forwards_give(family: str) -> None:
 
 def test_figures_show_the_numbers(world: LM, items: Items, heads: HeadMap, pruned: Pruning) -> None:
     pytest.importorskip("plotly", reason="figures need the extra 'app' or 'notebook'")
-    from editlab.viz import conflict_shares, head_roles
+    from editlab.viz.conflicts import conflict_shares, head_roles
 
     heat = heads.plot().data[0]
     assert np.allclose(np.asarray(heat.z), heads.mean.T) and heat.zmin == -heat.zmax
