@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from editlab.probes.channels.parts import Mode, Part
+    from editlab.probes.channels.roles import HeadRoles
     from editlab.probes.channels.scan import Scan
 
 VALUES = {
@@ -139,5 +140,37 @@ def spectrum(scan: Scan, part: Part, target: Part | None = None, mode: Mode = "q
         yaxis={"title": "share, score", "rangemode": "tozero"},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         margin={"t": 72},
+    )
+    return figure
+
+
+def roles_map(roles: HeadRoles) -> go.Figure:
+    """Layers down, heads across; a button for each role."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for i, (role, values) in enumerate(roles.scores.items()):
+        figure.add_heatmap(
+            z=values.mean(0),
+            visible=i == 0,
+            name=role,
+            colorscale="Cividis",
+            zmin=0,
+            zmax=1,
+            hovertemplate=f"%{{y}}.%{{x}}<br>{role} %{{z:.3f}} (n={len(values)})<extra></extra>",
+            colorbar={"title": "score"},
+        )
+    names = list(roles.scores)
+    buttons = [
+        {"label": role, "method": "update", "args": [{"visible": [role == other for other in names]}]} for role in names
+    ]
+    figure.update_layout(
+        xaxis={"title": "head", "dtick": 1},
+        yaxis={"title": "layer"},
+        updatemenus=[
+            {"type": "buttons", "direction": "right", "buttons": buttons, "x": 0, "y": 1.08, "yanchor": "bottom"}
+        ],
+        margin={"t": 80},
+        height=560,
     )
     return figure

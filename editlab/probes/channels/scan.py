@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from editlab.config import MethodConfig
-from editlab.probes.channels.composition import Composition, compose
+from editlab.probes.channels.composition import Composition, component_scores, compose
 from editlab.probes.channels.factors import Factors, factorise
 from editlab.probes.channels.nulls import Tail, adjusted_top, robust
 from editlab.probes.channels.pairs import rank1_shares
@@ -108,6 +108,21 @@ class Scan:
         rows = self.to_pandas(level, limit=limit, **only)  # type: ignore[arg-type]
         named = rows[rows["outlier"]].drop_duplicates(["source", "target", "mode"]).to_dict("records")
         return [Channel(Part.parse(r["source"]), Part.parse(r["target"]).whole, r["mode"]) for r in named]
+
+    def look_up(self, channel: Channel) -> tuple[float, int, float]:
+        """Score, rank among the reader's earlier writers, and p of one channel: of a component, or of a whole head."""
+        f, mode = self.factors, channel.mode
+        a, b = f.index(channel.source), f.index(channel.target)
+        found = self.compositions[mode]
+        earlier = channel.target.layer * f.n_heads
+        if channel.source.component is None:
+            score, level = float(found.head[a, b]), "head"
+            rank = 1 + int((found.head[:earlier, b] > score).sum())
+        else:
+            score, level = float(component_scores([f], mode, a, b)[channel.source.component]), "component"
+            every = np.concatenate([component_scores([f], mode, i, b) for i in range(earlier)])
+            rank = 1 + int((every > score + 1e-7).sum())
+        return score, rank, float(self.null(mode, level).p(np.array([score]))[0])  # type: ignore[arg-type]
 
     @property
     def headline(self) -> str:
