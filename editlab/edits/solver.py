@@ -24,6 +24,8 @@ reported.
 
 from __future__ import annotations
 
+import math
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -60,7 +62,8 @@ class Metric:
         m = matrix.to(torch.float64)
         m = (m + m.T) / 2
         jitter = relative_jitter * float(m.diagonal().mean())
-        factor, failed = torch.linalg.cholesky_ex(m + jitter * torch.eye(len(m), dtype=m.dtype, device=m.device))
+        m.diagonal().add_(jitter)
+        factor, failed = torch.linalg.cholesky_ex(m)
         if int(failed):
             raise EditFailed(
                 f"The key covariance is not positive definite (Cholesky failed at row {int(failed)}).",
@@ -136,15 +139,15 @@ def _dual(k: Tensor, r: Tensor, metric: Metric, alpha: float, n: int) -> tuple[T
     mk = metric.solve(k)  # (d_k, B) = M^-1 K
     gram = k.T @ mk  # (B, B)
     gram = (gram + gram.T) / 2
-    core = gram + alpha * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    core = gram.clone()
+    core.diagonal().add_(alpha)
     # Keys of very different length make a badly scaled system that is not a badly posed one.
     scale = core.diagonal().clamp(min=torch.finfo(core.dtype).tiny).rsqrt()
     balanced = core * scale[:, None] * scale
-    factor, failed = torch.linalg.cholesky_ex(balanced)
-    condition = float("inf") if int(failed) else _condition(balanced, factor)
+    factor, condition = _factorised(balanced)
     if condition > WORST_CONDITION:
-        off = balanced - torch.eye(len(balanced), dtype=core.dtype, device=core.device)
-        i, j = sorted(divmod(int(off.abs().argmax()), len(off)))
+        off = balanced.abs().fill_diagonal_(0)
+        i, j = sorted(divmod(int(off.argmax()), len(off)))
         names = [f"request {x}" if x < n else f"earlier key {x - n}" for x in (i, j)]
         both = f"requests {i} and {j}" if j < n else " and ".join(names)
         raise EditFailed(
@@ -159,8 +162,7 @@ def _primal(k: Tensor, r: Tensor, metric: Metric, alpha: float, n: int) -> tuple
     """D = [R] [K^T (alpha M + K K^T)^-1], a system as large as a key; for more keys than dimensions."""
     core = alpha * (metric.factor @ metric.factor.T) + k @ k.T
     core = (core + core.T) / 2
-    factor, failed = torch.linalg.cholesky_ex(core)
-    condition = float("inf") if int(failed) else _condition(core, factor)
+    factor, condition = _factorised(core)
     if condition > WORST_CONDITION:
         raise EditFailed(
             f"The system of {k.shape[1]} keys is too badly conditioned ({condition:.1e}).",
@@ -171,7 +173,10 @@ def _primal(k: Tensor, r: Tensor, metric: Metric, alpha: float, n: int) -> tuple
     return r, right.contiguous(), leverage, condition
 
 
-def _condition(matrix: Tensor, factor: Tensor) -> float:
-    """The 1-norm condition number of a positive definite matrix, estimated from its Cholesky factor (LAPACK)."""
+def _factorised(matrix: Tensor) -> tuple[Tensor, float]:
+    """The Cholesky factor, and the 1-norm condition number estimated from it (LAPACK); infinite where there is none."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if int(failed):
+        return factor, math.inf
     reciprocal, _ = dpocon(factor.cpu().numpy(), float(matrix.abs().sum(0).max()), uplo="L")
-    return 1 / reciprocal if reciprocal > 0 else float("inf")
+    return factor, 1 / max(reciprocal, sys.float_info.min)

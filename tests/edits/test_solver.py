@@ -28,7 +28,7 @@ def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-9) -> bool:
     return bool((a - b).norm() <= tolerance * max(float(b.norm()), 1.0))
 
 
-def tensor(*rows: tuple[float, ...]) -> torch.Tensor:
+def tensor(*rows: tuple[float, ...] | float) -> torch.Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
@@ -231,3 +231,65 @@ def test_conditioning_is_reported_and_what_cannot_be_solved_is_refused():
     with pytest.raises(EditFailed, match="requests 1 and 2 are linearly dependent"):
         solve(k, r, metric)
     assert solve(k, r, metric, 0.5).condition < 1e3
+
+
+def test_the_metric_is_the_symmetric_part_plus_a_jitter_in_units_of_the_mean_diagonal():
+    c, k, _ = problem(13)
+    skew = torch.triu(torch.ones(12, 12, dtype=torch.float64), 1)
+    metric = Metric.of((c + skew - skew.T).float(), 1e-3)
+    jitter = 1e-3 * float(c.diagonal().mean())
+    assert metric.jitter == pytest.approx(jitter)
+    assert Metric.of(c).jitter == pytest.approx(1e-6 * float(c.diagonal().mean()))
+    eye = torch.eye(12, dtype=torch.float64)
+    assert metric.factor.dtype == torch.float64
+    assert close(metric.factor @ metric.factor.T, c + jitter * eye, 1e-6)
+    assert close(metric.solve(k.float()), torch.linalg.solve(c + jitter * eye, k.float().double()), 1e-6)
+
+
+@pytest.mark.parametrize("n", [3, 30])
+def test_the_reported_condition_is_that_of_the_system_in_the_1_norm(n):
+    """LAPACK gives a lower bound, here within a factor of 2.5."""
+    for seed in range(5):
+        c, k, r = problem(seed, n=n)
+        k[:, 2] = k[:, 1] + 1e-2 * k[:, 2]
+        alpha = 1e-3
+        core = alpha * c + k @ k.T
+        if n < 12:
+            gram = k.T @ torch.linalg.solve(c, k) + alpha * torch.eye(n, dtype=torch.float64)
+            core = gram / (gram.diagonal()[:, None] * gram.diagonal()).sqrt()
+        exact = float(torch.linalg.cond(core, p=1))
+        assert 0.4 * exact <= solve(k, r, Metric.of(c, 0.0), alpha).condition <= exact * (1 + 1e-6)
+
+
+def test_a_request_that_depends_on_an_earlier_key_names_both():
+    c, k, r = problem(14)
+    metric = Metric.of(c, 0.0)
+    past = problem(15, n=3)[1]
+    for number in (0, 2):
+        earlier = past.clone()
+        earlier[:, number] = 2 * k[:, 1]
+        with pytest.raises(EditFailed, match=f"keys of request 1 and earlier key {number} are linearly dependent"):
+            solve(k, r, metric, earlier=earlier)
+    past[:, 2] = past[:, 0]
+    with pytest.raises(EditFailed, match="keys of earlier key 0 and earlier key 2 are linearly dependent"):
+        solve(k, r, metric, earlier=past)
+
+
+def test_more_exact_facts_than_a_key_has_dimensions_are_refused():
+    c, k, r = problem(16, n=13)
+    with pytest.raises(EditFailed, match="linearly dependent"):
+        solve(k, r, Metric.of(c, 0.0))
+    solve(k, r, Metric.of(c, 0.0), 0.1)
+
+
+@pytest.mark.parametrize("small", [0.0, 1e-7])
+def test_a_singular_or_nearly_singular_system_of_many_keys_is_refused(small):
+    metric = Metric(torch.diag(tensor(1.0, small)), 0.0)
+    with pytest.raises(EditFailed, match=r"system of 3 keys is too badly conditioned \((inf|3|4)"):
+        solve(tensor((1, 1, 1), (0, 0, 0)), tensor((1, 1, 1)), metric, 1.0)
+
+
+def test_nothing_wanted_is_wholly_realised():
+    c, k, r = problem(17)
+    assert solve(k, 0 * r, Metric.of(c, 0.0)).realised == 1.0
+    assert solve(k, r, Metric.of(c, 0.0)).realised == pytest.approx(1.0)

@@ -18,7 +18,7 @@ class ConflictQuestion(BaseModel):
         parametric_memory_aligned_evidence, counter_memory_aligned_evidence: a passage for each claim from a source.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False, extra="forbid")
 
     id: Text = ""
     question: Prompt

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from editlab.memories.checks import parsed, sizes, tensor
 from editlab.state.edit import Edit
 
 HALF = 1e-5  # keeps two keys' balls from touching
@@ -26,13 +27,13 @@ HALF = 1e-5  # keeps two keys' balls from touching
 class Routing(BaseModel):
     """What a GRACE edit records: where, the first radius, and the target's token ids of each of its keys."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     kind: Literal["grace"] = "grace"
     path: str
     layer: int
-    radius: float
-    targets: list[list[int]]
+    radius: float = Field(gt=0)
+    targets: list[list[int]] = Field(min_length=1)
 
 
 @dataclass
@@ -45,12 +46,18 @@ class Code:
     target: tuple[int, ...]
 
 
-def codebook(edits: Sequence[Edit]) -> list[Code]:
-    """The codes after these edits."""
+def codebook(edits: Sequence[Edit], d_out: int, d_in: int) -> list[Code]:
+    """The codes after these edits.
+
+    Raises:
+        EditlabError: an edit's parts are not what GRACE makes for such a matrix.
+    """
     codes: list[Code] = []
     for edit in edits:
-        routing = Routing.model_validate(edit.routing)
-        for key, value, target in zip(edit.tensors["keys"], edit.tensors["values"], routing.targets, strict=True):
+        routing = parsed(Routing, edit)
+        n = len(routing.targets)
+        keys, values = tensor(edit, "keys", (n, d_in)), tensor(edit, "values", (n, d_out))
+        for key, value, target in zip(keys, values, routing.targets, strict=True):
             _add(codes, Code(key, value, routing.radius, tuple(target)))
     return codes
 
@@ -112,7 +119,10 @@ class Layer:
 
 
 def layer(module: nn.Module, edits: Sequence[Edit]) -> Layer:
-    """The layer that these edits make together."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return Layer(codebook(edits), weight.device)
+    """The layer that these edits make together.
+
+    Raises:
+        EditlabError: they were made for another matrix, or are damaged.
+    """
+    codes = codebook(edits, *sizes(module, parsed(Routing, edits[0]).path))
+    return Layer(codes, next(module.parameters()).device)

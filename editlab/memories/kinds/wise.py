@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from editlab.errors import EditlabError
-from editlab.memories.merges import merge
+from editlab.memories.checks import damaged, parsed, sizes, tensor
+from editlab.memories.merges import MERGES, merge
 from editlab.state.edit import Edit
 
 AGAIN = (0.4, 0.6)  # weights of new shards, together, and of what was merged before (released code)
@@ -41,21 +41,27 @@ class Routing(BaseModel):
         number: edits written before this one. count: how many this one wrote.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     kind: Literal["wise"] = "wise"
     path: str
     layer: int
-    shard_size: int = Field(ge=1)
-    merge_every: int = Field(ge=1)
+    shard_size: int = Field(ge=1, le=2**31)
+    merge_every: int = Field(ge=1, le=2**31)
     mode: Literal["merge", "retrieve"]
     merge: str
-    density: float
+    density: float = Field(gt=0, le=1)
     indicator: Literal["absolute", "relative", "reference"]
     ratio: float
-    seed: int
-    number: int = Field(ge=0)
-    count: int = Field(ge=1)
+    seed: int = Field(ge=0, lt=2**63)
+    number: int = Field(ge=0, le=2**31)
+    count: int = Field(ge=1, le=2**31)
+
+    @property
+    def shards(self) -> range:
+        """Those that the edit wrote into."""
+        last = self.number + self.count - 1
+        return range(self.number // self.shard_size, last // self.shard_size + 1)
 
 
 @dataclass
@@ -104,16 +110,18 @@ def shards_of(edits: Sequence[Edit], shape: Sequence[int]) -> dict[int, Shard]:
     sums: dict[int, Tensor] = {}
     inputs: dict[int, list[Tensor]] = {}
     for edit in edits:
-        for name in sorted(edit.tensors):
-            kind, _, number = name.partition(".")
-            if kind != "values":
-                continue
-            shard = int(number)
-            where = unpack(edit.tensors[f"mask.{number}"], size)
+        shards = parsed(Routing, edit).shards
+        if 4 * len(shards) != len(edit.tensors):
+            raise damaged(edit, f"it has {len(edit.tensors)} tensors for {len(shards)} shards")
+        for shard in shards:
+            where = unpack(tensor(edit, f"mask.{shard}", (-(-size // 8),), torch.uint8), size)
             total = sums.setdefault(shard, torch.zeros(size, dtype=torch.float64))
-            total[where] += edit.tensors[name].double()
-            lengths = edit.tensors[f"lengths.{number}"].tolist()
-            inputs.setdefault(shard, []).extend(edit.tensors[f"inputs.{number}"].split(lengths))
+            total[where] += tensor(edit, f"values.{shard}", (len(where),)).double()
+            lengths = tensor(edit, f"lengths.{shard}", (None,), torch.int64).tolist()
+            prompts = tensor(edit, f"inputs.{shard}", (sum(lengths), shape[1]))
+            if not lengths or min(lengths) < 1:
+                raise damaged(edit, f"'lengths.{shard}' are {lengths[:8]}")
+            inputs.setdefault(shard, []).extend(prompts.split(lengths))
     return {n: Shard(sums[n].view(*shape).float(), inputs[n]) for n in sorted(sums)}
 
 
@@ -122,10 +130,8 @@ def banks_of(shards: dict[int, Shard], routing: Routing, written: int) -> list[B
     k = routing.merge_every
     full_groups = written // (routing.shard_size * k)
     merged: list[Bank] = []
-    for group in range(full_groups):
-        numbers = [n for n in range(group * k, group * k + k) if n in shards]
-        if not numbers:
-            continue  # all of its edits were undone
+    for group in sorted({n // k for n in shards if n < full_groups * k}):  # of the others all edits were undone
+        numbers = [n for n in shards if n // k == group]
         changes, weights = [shards[n].change for n in numbers], [1 / len(numbers)] * len(numbers)
         inputs = [x for n in numbers for x in shards[n].inputs]
         if routing.mode == "merge" and merged:
@@ -234,23 +240,26 @@ def layer(module: nn.Module, edits: Sequence[Edit]) -> Layer:
     """The layer that these edits make together.
 
     Raises:
-        EditlabError: they are parts of differently built memories.
+        EditlabError: they are parts of differently built memories, were made for another matrix, or are damaged.
     """
-    routings = [Routing.model_validate(edit.routing) for edit in edits]
+    routings = [parsed(Routing, edit) for edit in edits]
     first = routings[0]
     if any(r.model_copy(update={"number": first.number, "count": first.count}) != first for r in routings):
         raise EditlabError(
             f"WISE edits with different settings of their memory meet at layer {first.layer}.",
             "Use one set of settings per layer, or another layer.",
         )
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    shape = (weight.shape[1], weight.shape[0]) if isinstance(module, Conv1D) else tuple(weight.shape)
+    if first.merge not in MERGES:
+        raise damaged(edits[0], f"there is no merge {first.merge[:40]!r}")
     written = max(r.number + r.count for r in routings)
-    return Layer(module, banks_of(shards_of(edits, shape), first, written), first, _activation(edits[0]))
+    shards = shards_of(edits, sizes(module, first.path))
+    return Layer(module, banks_of(shards, first, written), first, _activation(edits[0]))
 
 
 def _activation(edit: Edit) -> Callable[[Tensor], Tensor]:
     from transformers.activations import ACT2FN
 
-    return ACT2FN[str(edit.info.get("activation", "relu"))]
+    name = str(edit.info.get("activation", "relu"))
+    if name not in ACT2FN:
+        raise damaged(edit, f"there is no activation {name[:40]!r}")
+    return ACT2FN[name]

@@ -101,6 +101,9 @@ class EntryRecord(_Strict):
     def _changes_something(self) -> EntryRecord:
         if not self.deltas and self.routing is None:
             raise ValueError("an entry has neither deltas nor a routing")
+        for name in ("kind", "path") if self.routing is not None else ():
+            if not isinstance(text := (self.routing or {}).get(name), str) or len(text) > 512:
+                raise ValueError(f"a routing's {name} is no name")
         return self
 
     def tensor_records(self) -> list[TensorRecord]:

@@ -1,4 +1,4 @@
-"""A thousand damaged files in all layouts and kinds of file: records or a short report, never anything else."""
+"""Damaged files in all layouts and kinds of file: records or a short report, never anything else."""
 
 from __future__ import annotations
 
@@ -9,35 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from damage import BYTE_DAMAGE, change_field
 from invented_rows import HOLD_FACTS, MAKERS, WRITERS
 
 from editlab.data.formats import Problem, check, iter_records, load_facts, load_records
 from editlab.errors import EditlabError
-
-VARIANTS = 1000
-ODD: list[Any] = [
-    None, True, 0, -1, 1.5, float("nan"), float("inf"), 10**400, "", " ", "\0", "\ud800", "\u2028", "{}", "{} {}",
-    "NaN", [], [[]], [None], {}, {"str": 1}, {"prompt": []}, [{"prompt": 1}], [[["a"]]], "x" * 150_000, ["x"] * 300,
-]  # fmt: skip
-
-
-def _deep(n: int) -> Any:
-    value: Any = "a"
-    for _ in range(n):
-        value = [value]
-    return value
-
-
-def _change_field(rng: random.Random, rows: list[Any]) -> None:
-    """Put something of another type into one field, at any depth."""
-    at = rows[rng.randrange(len(rows))]
-    while True:
-        key = rng.choice(list(at) if isinstance(at, dict) else range(len(at)))
-        if isinstance(at[key], dict | list) and at[key] and rng.random() < 0.6:
-            at = at[key]
-            continue
-        at[key] = rng.choice([*ODD, _deep(rng.choice([5, 200]))])
-        return
 
 
 def _drop_field(rng: random.Random, rows: list[Any]) -> None:
@@ -69,38 +45,13 @@ def _leave(rng: random.Random, rows: list[Any]) -> None:
     pass
 
 
-def _cut(rng: random.Random, data: bytes) -> bytes:
-    return data[: rng.randrange(len(data))]
-
-
-def _flip(rng: random.Random, data: bytes) -> bytes:
-    at = rng.randrange(len(data))
-    return data[:at] + bytes([rng.randrange(256)]) + data[at + 1 :]
-
-
-def _insert(rng: random.Random, data: bytes) -> bytes:
-    at = rng.randrange(len(data))
-    what = rng.choice([b"\0", b"\xff\xfe", b"\n", b'"', b"[" * 3000, b"NaN", b"\\ud800", b"\x1b[31m", b"\xe4"])
-    return data[:at] + what + data[at:]
-
-
-def _recode(rng: random.Random, data: bytes) -> bytes:
-    text = data.decode("utf-8", "replace")
-    return text.encode(rng.choice(["latin-1", "utf-16", "utf-16-le", "utf-32", "cp1252"]), "replace")
-
-
-def _empty(rng: random.Random, data: bytes) -> bytes:
-    return rng.choice([b"", b"\n", b"\xef\xbb\xbf", b"[", b"{", b"PAR1", b"\0", b"[]", b"{}", b"null"])
-
-
 def _keep(rng: random.Random, data: bytes) -> bytes:
     return data
 
 
 ROW_DAMAGE: list[Callable[[random.Random, list[Any]], None]] = [
-    _change_field, _change_field, _change_field, _drop_field, _lose_subject, _repeat, _mix, _no_row, _leave,
+    change_field, change_field, change_field, _drop_field, _lose_subject, _repeat, _mix, _no_row, _leave,
 ]  # fmt: skip
-BYTE_DAMAGE: list[Callable[[random.Random, bytes], bytes]] = [_cut, _flip, _insert, _recode, _empty]
 
 
 def _variant(rng: random.Random, folder: Path) -> tuple[Path, str]:
@@ -122,10 +73,11 @@ def _variant(rng: random.Random, folder: Path) -> tuple[Path, str]:
     return path, f"{name} as {kind}: {in_rows.__name__}, {in_bytes.__name__}"
 
 
-def test_a_thousand_damaged_files(tmp_path: Path) -> None:
-    rng = random.Random(0)
+@pytest.mark.parametrize(("seed", "variants"), [(0, 400), pytest.param(1, 10_000, marks=pytest.mark.model)])
+def test_damaged_files(seed: int, variants: int, tmp_path: Path) -> None:
+    rng = random.Random(seed)
     loaded = refused = 0
-    for i in range(VARIANTS):
+    for i in range(variants):
         folder = tmp_path / str(i)
         folder.mkdir()
         path, damage = _variant(rng, folder)
@@ -154,8 +106,8 @@ def test_a_thousand_damaged_files(tmp_path: Path) -> None:
                 read(path)
         whole = [item for item in iter_records(path) if isinstance(item, Problem)]
         assert len(whole) == len(report.problems), told
-    assert loaded + refused == VARIANTS
-    assert refused > 650  # measured: 779
+    assert loaded + refused == variants
+    assert refused > 0.65 * variants  # measured: 0.78
 
 
 @pytest.mark.parametrize("name", HOLD_FACTS)
