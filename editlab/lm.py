@@ -26,6 +26,7 @@ from editlab.state.weights import WeightView
 
 if TYPE_CHECKING:
     from editlab.evaluation.results import Evaluation
+    from editlab.probes.conflicts.behaviour import Behaviour
     from editlab.probes.result import ProbeResult
     from editlab.probes.routing import Routing
     from editlab.probes.trace import Trace
@@ -250,6 +251,26 @@ class LM(Reader):
             raise ConfigError("There is no prompt to probe.", "Give at least one.")
         found: ProbeResult = module.run(self, asked, settings, on_step)
         return found
+
+    def conflicts(
+        self, relation: str, *, formats: Sequence[str] = (), on_step: OnStep = silent, **settings: Any
+    ) -> Behaviour:
+        """Who wins when a context contradicts what this model knows; see `editlab.probes.conflicts.behaviour`.
+
+        Args:
+            relation: one of `editlab ls relations`. formats: further formats of context.
+            settings: of the items, such as format="paragraph" or draws=5.
+
+        Raises:
+            RequestError: the model knows too few of the relation's facts.
+        """
+        from editlab.config import build
+        from editlab.data.conflicts import cases_of_relation
+        from editlab.probes.conflicts.behaviour import probe
+        from editlab.probes.conflicts.items import ItemSettings
+
+        items = build(ItemSettings, settings, "the conflicts")
+        return probe(self, cases_of_relation(relation), items, formats=formats, on_step=on_step)
 
     def route(self, prompts: str | Sequence[str], *, sink: bool = False) -> Routing:
         """Which side memory answers each prompt, and why; empty without side memories."""

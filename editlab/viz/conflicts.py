@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from editlab.probes.conflicts.heads import HeadMap
     from editlab.probes.conflicts.prune import Pruning
     from editlab.probes.conflicts.rates import Rates
+    from editlab.runs.edited_conflicts import Edited
 
 SOURCES = {"memory": COLOURS[0], "context": COLOURS[1], "other": "#999999"}
 PATTERNS = {"memory": "", "context": "/", "other": "."}
@@ -180,4 +181,35 @@ def conflict_flow(found: Flow) -> go.Figure:
     figure.update_yaxes(title_text="LD of the stream", row=2, col=1)
     figure.update_xaxes(title_text="layer", row=2, col=1)
     figure.update_layout(title=f"{found.relation}, {found.format}: who decides, layer by layer", height=640)
+    return figure
+
+
+def edited_conflicts(found: Edited) -> go.Figure:
+    """Left: shares of answers before and after the edits. Right: every head's score before against after."""
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(cols=2, column_widths=[0.5, 0.5], horizontal_spacing=0.16)
+    for trace in conflict_shares(found.rows).data:
+        figure.add_trace(trace, row=1, col=1)
+    tables = [found.heads[name].to_pandas().set_index("head") for name in ("before", "after")]
+    before, after = tables[0]["score"], tables[1]["score"].reindex(tables[0].index)
+    figure.add_trace(
+        go.Scatter(
+            x=before,
+            y=after,
+            text=before.index,
+            mode="markers",
+            name="head",
+            marker={"color": COLOURS[2], "symbol": MARKERS[2], "size": 8},
+            hovertemplate="%{text}: before %{x:+.2f}, after %{y:+.2f}<extra></extra>",
+        ),
+        row=1,
+        col=2,
+    )
+    figure.update_xaxes(title_text="share of answers", range=[0, 1], tickformat=".0%", row=1, col=1)
+    figure.update_yaxes(autorange="reversed", row=1, col=1)
+    figure.update_xaxes(title_text="S before", row=1, col=2)
+    figure.update_yaxes(title_text="S after", row=1, col=2)
+    figure.update_layout(barmode="stack", title=f"{found.method}: conflicts before and after {found.facts} edits")
     return figure

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import html
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -35,6 +35,7 @@ from editlab.progress import OnStep, silent
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
+    from torch import Tensor
 
     from editlab.lm import LM
 
@@ -232,22 +233,34 @@ def map_heads(
         heads=None if chosen is None else [*chosen, *spots],
         on_step=on_step,
     )
-    subjects = items.subjects
-    shape = (lm.adapter.n_layers, lm.adapter.n_heads)
-    averaged = {
-        str(name): np.stack(
-            [by_subject(column, subjects) for column in values.reshape(len(found), -1).T.numpy()], -1
-        ).reshape(-1, *shape)
-        for name, values in scores.items()
-    }
-    missed = max(abs(float(averaged["both"][:, layer, head].mean())) for layer, head in spots) if spots else None
+    return head_map_of(lm, items, scores, settings, rough, spots)
+
+
+def head_map_of(
+    lm: LM,
+    items: Items,
+    scores: Mapping[Corruption, Tensor],
+    settings: HeadSettings | None = None,
+    gradient: np.ndarray | None = None,
+    spots: Sequence[Head] = (),
+) -> HeadMap:
+    """A map from the scores (items, L, H) of `head_scores`.
+
+    Args:
+        spots: heads that were patched as spot checks of a gradient pass.
+    """
+    averaged = {}
+    for name, values in scores.items():
+        columns = [by_subject(column, items.subjects) for column in values.flatten(1).T.numpy()]
+        averaged[str(name)] = np.stack(columns, -1).reshape(-1, *values.shape[1:])
+    missed = max((abs(float(averaged["both"][:, layer, head].mean())) for layer, head in spots), default=None)
     return HeadMap(
         averaged,
-        rough,
+        gradient,
         missed,
-        len(found),
+        len(items),
         lm.adapter.n_kv_heads,
-        settings,
+        settings or HeadSettings(),
         items.relation,
         items.settings.format,
         lm.name,
