@@ -18,9 +18,8 @@ def little_prose(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_probe_gives_rates_and_a_figure(cli: Cli, tmp_path: Path) -> None:
-    ended = cli(
-        "conflicts", "probe", "capital", "--formats", "reversed", "--flow", *WORLD, "--out", tmp_path / "r", "--json"
-    )
+    asked = ["capital", "--formats", "reversed", "--flow", "--evidence", *WORLD, "--subjects", "14"]
+    ended = cli("conflicts", "probe", *asked, "--out", tmp_path / "r", "--json")
     assert ended.code == 0, ended
     rows = pd.DataFrame(ended.data["rows"]).set_index("condition")
     assert list(rows.index) == ["closed-book", "substitution", "agreeing", "reversed", "irrelevant"]
