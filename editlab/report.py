@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from editlab.display import html_table
 from editlab.evaluation.answers import begins
 from editlab.evaluation.scorer import Scored
 
@@ -140,15 +141,12 @@ class EditReport:
         return table
 
     def _repr_html_(self) -> str:
-        cells = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(str(c))}</td>" for c in row) + "</tr>"
-            for row in (
-                (r.kind, r.prompt, _shown(r.answer[0]), _shown(r.answer[1]), _pair(r.p_new), _pair(r.p_true))
-                for r in self.rows
-            )
+        rows = (
+            (r.kind, r.prompt, _shown(r.answer[0]), _shown(r.answer[1]), _pair(r.p_new), _pair(r.p_true))
+            for r in self.rows
         )
-        head = "".join(f"<th>{h}</th>" for h in ("", "prompt", "before", "after", "P(new)", "P(true)"))
-        return f"<p>{html.escape(self.headline)}</p><table><tr>{head}</tr>{cells}</table>"
+        table = html_table(("", "prompt", "before", "after", "P(new)", "P(true)"), rows)
+        return f"<p>{html.escape(self.headline)}</p>{table}"
 
 
 def overview(reports: Sequence[EditReport]) -> Table:

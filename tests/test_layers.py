@@ -90,7 +90,12 @@ LAYOUTS = {f"editlab.data.formats.{page.stem}" for page in (ROOT / "data" / "for
 RULES: dict[str, Callable[[Import], bool]] = {
     "hooks know torch, transformers and the errors": only("editlab.hooks", "editlab.errors"),
     "state knows hooks, memories, the errors and where the cache is": only(
-        "editlab.state", "editlab.errors", "editlab.hooks", "editlab.memories", "editlab.models.cache"
+        "editlab.state",
+        "editlab.display",
+        "editlab.errors",
+        "editlab.hooks",
+        "editlab.memories",
+        "editlab.models.cache",
     ),
     "the reader knows what reading needs": only(
         "editlab.reader", "editlab.errors", "editlab.hooks", "editlab.progress", "editlab.state.weights"

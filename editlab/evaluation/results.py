@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from editlab.display import html_table
 from editlab.errors import ConfigError
 from editlab.evaluation import metrics
 from editlab.evaluation.statistics import Estimate
@@ -122,12 +123,8 @@ class Evaluation:
 
     def _repr_html_(self) -> str:
         head = ("metric", "unedited", "edited", "95 % interval", "n", "chance", "better")
-        rows = [head, *(_cells(line) for line in self.lines)]
-        cells = "".join(
-            "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in row) + "</tr>"
-            for row, tag in zip(rows, ["th", *["td"] * (len(rows) - 1)], strict=True)
-        )
-        return f"<table>{cells}</table><p>{html.escape(self.caption)}</p>"
+        table = html_table(head, (_cells(line) for line in self.lines))
+        return f"{table}<p>{html.escape(self.caption)}</p>"
 
     def save(self, folder: Path) -> Path:
         """Write results.parquet, prompts.parquet, matrix.parquet and, last, evaluation.json."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -14,7 +13,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from rich.table import Table
 
-    from editlab.lm import LM
+    from editlab.display import html_table
+from editlab.lm import LM
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,8 @@ class Routing:
         return routing_points(self)
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{html.escape(r.prompt)}</td><td>{html.escape(r.answers)}</td><td>{r.margin:.2f}</td>"
-            f"<td>{html.escape(r.why)}</td></tr>"
-            for r in self.routes
-        )
-        head = "<tr><th>prompt</th><th>answered by</th><th>indicator / threshold</th><th>why</th></tr>"
-        return f"<table>{head}{rows}</table>"
+        head = ("prompt", "answered by", "indicator / threshold", "why")
+        return html_table(head, ((r.prompt, r.answers, f"{r.margin:.2f}", r.why) for r in self.routes))
 
 
 def routing_of(lm: LM, prompts: Sequence[str], *, sink: bool = False, batch_rows: int = 64) -> Routing:

@@ -21,7 +21,6 @@ Undoing an entry keeps the later ones. They were solved on a state that is now g
 from __future__ import annotations
 
 import hashlib
-import html
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,6 +31,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from editlab.display import html_table
 from editlab.errors import EditFailed, EditlabError, UnknownName, did_you_mean
 from editlab.memories import build, digest_of, weights
 from editlab.state.edit import Delta, Edit
@@ -380,6 +380,5 @@ def _html_table(entries: Sequence[Entry]) -> str:
         record["norm"] = f"{record['norm']:.4g}"
         if e.solved_elsewhere:
             record["state"] += " (solved on another state)"
-        rows.append("".join(f"<td>{html.escape(str(record[c]))}</td>" for c in head))
-    body = "".join(f"<tr>{row}</tr>" for row in rows)
-    return f"<table><tr>{''.join(f'<th>{c}</th>' for c in head)}</tr>{body}</table>"
+        rows.append([record[c] for c in head])
+    return html_table(head, rows)
