@@ -14,6 +14,7 @@ from .errors import plain
 from .session import LAB
 
 _ASKED, _NOTICES, _PAGE, PRIVATE = "editlab.asked", "editlab.notices", "editlab.page", "editlab.private"
+_KNOWN = "editlab.known"  # the settings that widgets of this session have stood for
 
 
 def remember(page: str) -> None:
@@ -26,12 +27,14 @@ def remember(page: str) -> None:
 
 def bound(key: str) -> dict[str, Any]:
     """Arguments of a widget whose value stands in the address."""
+    st.session_state.setdefault(_KNOWN, set()).add(key)
     return {"key": key, "bind": "query-params"}
 
 
 def text(key: str) -> dict[str, Any]:
     """Like `bound`, for texts, which the user may want to keep out of the address."""
-    return {"key": key, "persist_state": "session"} if st.session_state.get(PRIVATE) else bound(key)
+    arguments = bound(key)
+    return {"key": key, "persist_state": "session"} if st.session_state.get(PRIVATE) else arguments
 
 
 def check(key: str, label: str, value: Any, allowed: str = "") -> None:
@@ -63,7 +66,11 @@ def check_model() -> None:
 
 
 def notices() -> None:
-    """Show what could not be had, until it is dismissed."""
+    """Show what could not be had, until it is dismissed; to be called when the page has been drawn."""
+    unknown = st.session_state.get(_ASKED, {}).keys() - st.session_state.get(_KNOWN, set()) - {"m"}
+    for key in sorted(unknown):
+        del st.session_state[_ASKED][key]
+        st.session_state[_NOTICES].append(f"There is no setting '{key}' on this page.")
     found = st.session_state.get(_NOTICES)
     if not found:
         return

@@ -16,6 +16,7 @@ import streamlit as st
 
 from editlab.facts import Fact
 from editlab.lm import LM
+from editlab.probes.parity import parity
 from editlab.progress import OnStep, StepInfo
 
 from . import work
@@ -29,6 +30,7 @@ class Source:
     """Which model was asked for; None is the default one."""
 
     name: str | None = None
+    revision: str | None = None
     dtype: str = "float32"
     device: str = "cpu"
 
@@ -42,10 +44,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model that was read in, and a fact that it knows."""
+    """A model that was read in.
+
+    Attributes:
+        example: a fact that it knows. parity: largest difference of a logit to transformers without hooks.
+    """
 
     base: LM
     example: Fact
+    parity: float
 
 
 class Models:
@@ -69,13 +76,17 @@ class Models:
 
     def _work(self, source: Source) -> Any:
         def work_on(on_step: OnStep) -> Loaded:
-            base = LM.from_pretrained(source.name, dtype=source.dtype, device=source.device, on_step=on_step)
+            base = LM.from_pretrained(
+                source.name, revision=source.revision, dtype=source.dtype, device=source.device, on_step=on_step
+            )
             on_step(StepInfo("checking the structure", 0))
             # An unsupported structure is refused here, and every session's fork knows the rest.
             _ = base.adapter, base.base_hash, base.tokenizer_hash, base.sink
             base.name = shareable(base.name)
+            on_step(StepInfo("checking against transformers", 0))
+            difference = parity(base)
             on_step(StepInfo("trying an example", 0))
-            loaded = Loaded(base, example_for(base))
+            loaded = Loaded(base, example_for(base), difference)
             self._heavy.when_idle(work.prepare(base.fork()))
             return loaded
 

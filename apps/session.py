@@ -44,6 +44,7 @@ class Lab:
 
     Attributes:
         lm: the view with the session's edits. plain: one without any, for comparison.
+        example, parity: see `models.Loaded`.
         outcomes: of the last job of each slot. working_on: the slot of the latest job.
         reports: of the edits that were kept, by entry.
         saved, drafted: the states that were last written to a run folder and to a draft.
@@ -55,6 +56,7 @@ class Lab:
     source: Source
     jobs: JobManager
     example: Fact = EXAMPLES[0]
+    parity: float = 0.0
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     reports: dict[str, Any] = field(default_factory=dict)
@@ -141,7 +143,7 @@ def _take_model() -> None:
         return
     loaded: Loaded = job.result
     lm = loaded.base.fork()
-    st.session_state[LAB] = Lab(lm, lm.fork(), source, job_manager(), loaded.example)
+    st.session_state[LAB] = Lab(lm, lm.fork(), source, job_manager(), loaded.example, loaded.parity)
 
 
 def wait_for_model() -> None:

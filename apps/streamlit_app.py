@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+
 import streamlit as st
-from editlab_apps import frame, links, session
 from editlab_apps.catalogue import PageFile, page_files
 
 
@@ -21,6 +22,13 @@ def main() -> None:
         shown = st.Page(page.path, title=page.title, url_path=page.url, default=i == 0)
         sections.setdefault(page.section, []).append(shown)
     chosen = st.navigation(sections)
+    starting = st.empty()
+    if "torch" not in sys.modules:
+        starting.caption("Starting: reading the libraries, which takes a few seconds once.")
+    # Here, so that the first visitor sees the navigation and this line before torch has been read.
+    from editlab_apps import frame, links, session
+
+    starting.empty()
     links.remember(chosen.title)
     session.begin()
     frame.sidebar()

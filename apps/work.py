@@ -38,7 +38,7 @@ from editlab.runs import (
     write_table,
 )
 from editlab.runs.records import recorded_mode
-from editlab.viz.edits import batch_points, edit_probabilities
+from editlab.viz.edits import batch_points, edit_probabilities, edits_so_far
 from editlab.viz.files import save_figures
 
 FOR_ONE, FOR_MANY = "rome", "memit"  # the methods that the Edit page begins with
@@ -128,7 +128,8 @@ def _batch(twin: LM, facts: Sequence[Fact], plan: Plan, folder: Path) -> Callabl
     def work(on_step: OnStep) -> Ran:
         result: BatchResult = run_batch(twin, facts, plan, folder, on_step)
         if result.reports:
-            save_figures(folder, {"effects": batch_points(result.reports)})
+            figures = {"effects": batch_points(result.reports), "edits-so-far": edits_so_far(result.reports)}
+            save_figures(folder, figures)
         return Ran(folder, result)
 
     return work

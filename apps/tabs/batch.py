@@ -10,7 +10,7 @@ from editlab.evaluation.statistics import estimate
 from editlab.facts import Fact
 from editlab.runs import BatchResult, Plan, StopRules
 from editlab.runs.records import RunRecord, list_runs
-from editlab.viz.edits import batch_points
+from editlab.viz.edits import batch_points, edits_so_far
 
 from .. import cells, commands, downloads, errors, forms, links, panel, plugins, session, work
 from . import facts_file
@@ -144,13 +144,12 @@ def result(lab: session.Lab, ran: work.Ran) -> None:
         st.warning(errors.plain(found.stopped), title="The run ended early, by a stop rule.")
     st.dataframe(per_fact(found), hide_index=True, alt=f"{found.fired} of {n} facts fire")
     if n > 1:
-        st.plotly_chart(
-            batch_points(found.reports),
-            key="bt_chart",
-            height=340,
-            alt="Probability of the new answer against the share of neighbours that changed",
-            config=downloads.image_options(ran.folder.name),
-        )
+        left, right = st.columns(2)
+        config = downloads.image_options(ran.folder.name)
+        alt = "Probability of the new answer against the share of neighbours that changed"
+        left.plotly_chart(batch_points(found.reports), key="bt_chart", height=340, alt=alt, config=config)
+        alt = f"Shares over the edits made so far; {found.fired} of {n} facts fire at the end"
+        right.plotly_chart(edits_so_far(found.reports), key="bt_curve", height=340, alt=alt, config=config)
     with st.container(horizontal=True):
         if st.button("Put these edits into the ledger", disabled=bool(len(lab.lm.ledger)) or not n):
             with errors.shown():

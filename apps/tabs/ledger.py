@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import MutableMapping, Sequence
-from typing import Any
 
 import pandas as pd
 import streamlit as st
 
 from editlab.state.ledger import Entry
 
-from .. import answers, downloads, errors, links, panel, session, work
+from .. import answers, clicks, downloads, errors, links, panel, session, work
 
 SLOT = "edit.replay"
 PLACE = "ledger.state"
@@ -33,7 +31,7 @@ def draw(lab: session.Lab) -> None:
         height="content",
         alt=f"The ledger: {len(lab.lm.ledger.active)} of {len(entries)} edits active",
         key=TABLE,
-        on_select=lambda: take_selected(st.session_state, [entry.id for entry in entries]),
+        on_select=lambda: clicks.take_row(st.session_state, TABLE, CHOSEN, [entry.id for entry in entries]),
         selection_mode="single-row",
     )
     if panel.progress(lab, SLOT):
@@ -41,13 +39,6 @@ def draw(lab: session.Lab) -> None:
     session.show_outcome_error(lab.outcomes.get(SLOT))
     _change(lab, entries)
     _states(lab)
-
-
-def take_selected(state: MutableMapping[Any, Any], ids: Sequence[str]) -> None:
-    """The row that was clicked becomes the entry that the buttons are about."""
-    rows = state[TABLE]["selection"]["rows"]
-    if rows:
-        state[CHOSEN] = ids[rows[0]]
 
 
 def _table(entries: list[Entry]) -> pd.DataFrame:

@@ -43,7 +43,15 @@ def draw(lab: session.Lab) -> None:
     if panel.progress(lab, SLOT) or session.show_outcome_error(outcome):
         return
     if outcome is None:
-        st.info("Press Preview edit: nothing is kept until you say so.", title="Nothing previewed yet.")
+        kept = lab.lm.ledger.active
+        st.info(
+            "Press Preview edit: nothing is kept until you say so."
+            if not kept
+            else "Overview shows what it says now, Ledger takes edits back; or preview another one.",
+            title="Nothing previewed yet."
+            if not kept
+            else f"{len(kept)} edit{'s are' if len(kept) > 1 else ' is'} in force.",
+        )
         return
     _result(lab, outcome.result)
 

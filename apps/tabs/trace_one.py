@@ -37,7 +37,7 @@ def draw(lab: session.Lab) -> None:
 
 def _form(lab: session.Lab) -> tuple[dict[str, Any], dict[str, Any], bool]:
     example = lab.example
-    with st.form("loc_form"):
+    with st.container(border=True):  # no form, so that the tokens below are those of what was typed
         prompt = st.text_input("Prompt", example.text, **links.text("loc_prompt"), help="Ends where the answer begins.")
         columns = st.columns(3)
         subject = columns[0].text_input(
@@ -49,18 +49,30 @@ def _form(lab: session.Lab) -> tuple[dict[str, Any], dict[str, Any], bool]:
         with columns[2]:
             kind = trace_form.kind_field()
         values = trace_form.settings_fields(lab)
-        wanted = st.form_submit_button("Trace", type="primary", disabled=lab.job is not None)
+        wanted = st.button("Trace", type="primary", disabled=lab.job is not None)
     asked = {"prompt": prompt, "subject": subject, "answer": answer or None}
     settings = trace_form.chosen(lab, kind, values)
-    st.caption(_size(lab, prompt, values["samples"]))
+    st.caption(_size(lab, prompt, subject, values["samples"]))
     with st.expander("The same on the command line"):
         st.code(commands.locate(lab.lm.name, asked, settings), language="bash", wrap_lines=True)
     return asked, settings, wanted
 
 
-def _size(lab: session.Lab, prompt: str, samples: int) -> str:
-    tokens = len(lab.lm.tokens(prompt)[0])
-    return f"{lab.lm.adapter.n_layers} layers x up to {tokens} tokens x {samples} noise samples."
+def _size(lab: session.Lab, prompt: str, subject: str, samples: int) -> str:
+    """What would be traced: the tokens, those of the subject marked, and how many passes that takes."""
+    text = prompt.replace("{}", subject)
+    start = text.find(subject.strip()) if subject.strip() else -1
+    if start < 0 or not text.strip():
+        return "The subject does not stand in the prompt."
+    stop = start + len(subject.strip())
+    pieces, inside = [], []
+    for first, last in lab.lm.tokens(text)[1]:
+        inside.append(last > first and first < stop and last > start)
+        pieces.append(
+            f":orange-background[{errors.plain(text[first:last])}]" if inside[-1] else errors.plain(text[first:last])
+        )
+    passes = lab.lm.adapter.n_layers * (len(pieces) - inside.index(True))
+    return f"{'·'.join(pieces)} — {passes} cells of {samples} noise samples each, from the subject on."
 
 
 def _result(ran: work.Ran) -> None:
@@ -70,8 +82,14 @@ def _result(ran: work.Ran) -> None:
     columns[0].metric("Answer's first token", repr(found.answer))
     columns[1].metric("P clean", f"{found.p_clean:.1%}")
     columns[2].metric("P corrupted", f"{found.p_corrupt.mean():.1%}", f"{-found.gap:.1%}", delta_color="off")
-    layer, token = found.peak
-    columns[3].metric("Restores most", f"layer {layer}", f"{found.effect[layer, token]:+.1%}", delta_color="off")
+    at_subject = found.effect[:, found.subject[1] - 1]
+    columns[3].metric(
+        "Subject's peak",
+        f"layer {at_subject.argmax()}",
+        f"{at_subject.max():+.1%}",
+        delta_color="off",
+        help="Where the subject's last token restores most. The prompt's last token always does in the end.",
+    )
     figure = with_points(trace_heatmap(found))
     # Half of the height of a map of many tokens is better than scrolling.
     height = min(720, 130 + 30 * len(found.tokens))

@@ -17,6 +17,7 @@ ORDER = 0
 
 BASE, EDITED = "Base model", "With your edits"  # the places where answers stand
 SAMPLE = "ov.sample"
+SMALL = "factworld-llama"
 
 
 def page() -> None:
@@ -29,12 +30,14 @@ def page() -> None:
     if found is not None:
         _card(found)
         _try_it(found)
+    if found is None and st.button(f"Use {SMALL}", help="A tiny model that knows facts; it comes with editlab."):
+        _switch(Source(SMALL))
     with st.expander("Load another model" if found else "Load a model", expanded=found is None):
         _load(found)
 
 
 def _card(lab: session.Lab) -> None:
-    facts = card.facts(lab.lm)
+    facts = card.facts(lab.lm, lab.parity)
     shown = [(name, value) for name, value in facts.items() if name in card.HEADLINES]
     for column, (name, value) in zip(st.columns(len(shown)), shown, strict=True):
         column.metric(name, value)
@@ -133,12 +136,15 @@ def _load(lab: session.Lab | None) -> None:
             if shared
             else "A registered name, a folder with config.json and *.safetensors, or a hub id.",
         )
-        columns = st.columns(3, vertical_alignment="bottom")
+        columns = st.columns(4, vertical_alignment="bottom")
         dtype = columns[0].selectbox("Precision", ["float32", "bfloat16", "auto"], key="ov_dtype")
         device = columns[1].selectbox("Device", ["cpu", "cuda", "auto"], key="ov_device")
-        wanted = columns[2].form_submit_button("Load", width="stretch")
+        revision = columns[2].text_input(
+            "Revision", key="ov_revision", placeholder="newest", help="Branch, tag or commit; of a hub model only."
+        )
+        wanted = columns[3].form_submit_button("Load", width="stretch")
     if wanted and name:
-        source = Source(name, dtype or "float32", device or "cpu")
+        source = Source(name, revision or None, dtype or "float32", device or "cpu")
         if lab is not None and lab.is_unsaved:
             _ask(lab, source)
         else:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import streamlit as st
-from editlab_apps import commands, downloads, errors, links, notebooks, panel, session, work
+from editlab_apps import clicks, commands, downloads, errors, links, notebooks, panel, session, work
 from editlab_apps.sharing import is_shared
 from editlab_apps.tabs import batch, compare
 
@@ -22,6 +23,7 @@ ORDER = 0
 
 SLOT = "runs.evaluate"
 PER_PAGE = 50
+TABLE = "rn_table"
 FILE = "facts.jsonl"  # stands for a file that a run does not keep
 MARKS = {
     "complete": "complete",
@@ -69,6 +71,7 @@ def _list(runs: list[RunRecord]) -> None:
     ]
     pages = max(1, -(-len(shown) // PER_PAGE))
     number = st.pagination(pages, key="rn_page") if pages > 1 else 1
+    shown = shown[(number - 1) * PER_PAGE : number * PER_PAGE]
     st.dataframe(
         pd.DataFrame(
             [
@@ -77,17 +80,25 @@ def _list(runs: list[RunRecord]) -> None:
                     "state": MARKS[run.state],
                     "kind": run.kind,
                     "headline": run.headline,
+                    "written (UTC)": (run.written or "").replace("T", " ")[:16],
                     "model": run.model,
-                    "written": (run.written or "").replace("T", " ").removesuffix("+00:00"),
                 }
-                for run in shown[(number - 1) * PER_PAGE : number * PER_PAGE]
+                for run in shown
             ]
         ),
         hide_index=True,
         height=min(360, 38 + 35 * max(1, len(shown))),
-        alt=f"{len(shown)} of {len(runs)} run folders",
-        column_config={"headline": st.column_config.TextColumn(width="large")},
+        alt=f"{len(shown)} of {len(runs)} run folders; a click on a row opens it",
+        column_config={"headline": st.column_config.TextColumn(width=230)},
+        key=TABLE,
+        on_select=lambda: _take_clicked([run.name for run in shown]),
+        selection_mode="single-row",
     )
+
+
+def _take_clicked(names: Sequence[str]) -> None:
+    if clicks.take_row(st.session_state, TABLE, "rn_run", names):
+        st.session_state["rn_tab"] = "Open"
 
 
 def _open(lab: session.Lab, runs: list[RunRecord]) -> None:

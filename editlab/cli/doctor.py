@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
         import torch
 
         from editlab.lm import LM
+        from editlab.probes.parity import PROMPTS, parity
         from editlab.state.edit import Delta, Edit
 
         with Output(as_json=as_json, quiet=quiet) as out:
@@ -38,29 +39,23 @@ def register(app: typer.Typer) -> None:
             a = lm.adapter
             check("load", began, f"{a.family}, {a.n_layers} layers, d_model {a.d_model}, d_mlp {a.d_mlp}")
             check("structure", time.perf_counter(), f"residual identity to {a.residual_error:.1e}")
-            batch = lm.encode(["The capital of France is", "Water is made of hydrogen and oxygen, and"])
             began = time.perf_counter()
-            with torch.no_grad():
-                kwargs = {"position_ids": batch.position_ids} if a.takes_position_ids else {}
-                plain = lm.model(batch.ids, attention_mask=batch.mask, **kwargs).logits
-            check("plain forward", began, f"{int(batch.mask.sum())} tokens")
+            difference = parity(lm)
+            check("logits with hooks", began, f"largest difference {difference:.1e} to transformers", difference == 0.0)
             began = time.perf_counter()
-            with lm.session() as s, torch.no_grad():
-                s.capture("resid_post")
-                hooked = s.run(batch).logits
-            assert hooked is not None
-            difference = float((plain - hooked).abs().max())
-            check("forward with hooks", began, f"largest logit difference {difference:.1e}", difference == 0.0)
+            batch = lm.encode(list(PROMPTS))
+            before = lm.forward(batch)
+            check("forward", began, f"{int(batch.mask.sum())} tokens")
             began = time.perf_counter()
             ref = a.down(lm.model, a.n_layers // 6)
             rows, cols = lm.model.get_parameter(ref.name).shape
             delta = Delta(left=torch.full((rows, 1), 1e-2), right=torch.full((1, cols), 1e-2))
             entry = lm.ledger.apply(Edit("doctor", {}, [], {ref.name: delta}))
-            moved = float((lm.forward(batch) - plain).abs().max())
+            moved = float((lm.forward(batch) - before).abs().max())
             check("tiny edit", began, f"{entry.id} moves a logit by {moved:.1e}", moved > 0)
             began = time.perf_counter()
             lm.undo()
-            back = lm.state_hash == lm.base_hash and torch.equal(lm.forward(batch), hooked)
+            back = lm.state_hash == lm.base_hash and torch.equal(lm.forward(batch), before)
             check("undo", began, "weights and logits bit-identical" if back else "NOT restored", back)
             rows_shown = [
                 ["ok" if c["ok"] else "FAILED", c["check"], c["finding"], f"{c['seconds']} s"] for c in checks

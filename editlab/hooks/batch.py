@@ -144,3 +144,17 @@ def token_at(spans: Sequence[Span], char: int) -> int:
     if not found:
         raise RequestError(f"No token covers character {char} of the text.")
     return found[-1]
+
+
+def check_length(model: Any, tokens: int) -> None:
+    """Refuse what a model has no positions for: some fail there, and others go on with nonsense.
+
+    Raises:
+        RequestError: there are more tokens than that.
+    """
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(most, int) and tokens > most:
+        raise RequestError(
+            f"This takes {tokens:,} tokens, and the model reads {most:,} at most.",
+            "Shorten the prompt, or ask for fewer new tokens.",
+        )

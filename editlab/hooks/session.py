@@ -27,7 +27,7 @@ from transformers import DynamicCache
 from editlab.errors import ConfigError, SiteNotReached
 from editlab.hooks.adapter import ModelAdapter
 from editlab.hooks.attention import AttentionTap
-from editlab.hooks.batch import Batch
+from editlab.hooks.batch import Batch, check_length
 from editlab.hooks.cone import Cone, Stop, cropped, entering_at, keeper, until
 from editlab.hooks.kv_cache import as_argument
 from editlab.hooks.points import At, Frame, Lens, Point, attach, frame_of_call, locate, select
@@ -213,6 +213,7 @@ class Session(AbstractContextManager["Session"]):
 
         Raises:
             SiteNotReached: a capture or patch never came by. StaleState: weights that the cone rests on changed.
+            RequestError: the batch is longer than the model reads.
         """
         for wish in self._wishes:
             wish.fired = 0
@@ -228,6 +229,7 @@ class Session(AbstractContextManager["Session"]):
                 past = inputs.cache() if inputs.past is not None else None
                 stack.enter_context(entering_at(self.model, self.adapter, inputs.layer, inputs.resid))
             assert isinstance(batch, Batch)
+            check_length(self.model, batch.width)
             lowest = inputs.layer if isinstance(inputs, Cone) else 0
             wants_logits = any(w.site == "logits" for w in self._wishes)  # all of them, whatever is read
             if read is None:
@@ -323,7 +325,11 @@ class Session(AbstractContextManager["Session"]):
         Args:
             generator: what sampling draws from, on the model's device; default torch's own.
             options: passed to `model.generate`; sampling is off unless asked for.
+
+        Raises:
+            RequestError: prompt and continuation are longer than the model reads.
         """
+        check_length(self.model, batch.width + max_new_tokens)
         self._captured = Captured()
         options = {"do_sample": False, "pad_token_id": 0, **options}
         ends = torch.full((batch.n_rows,), batch.width, device=batch.ids.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from editlab.viz.style import COLOURS, MARKERS
+from editlab.viz.style import COLOURS, DASHES, MARKERS
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -75,6 +75,37 @@ def batch_points(reports: Sequence[EditReport]) -> go.Figure:
         modebar={"orientation": "v"},
         margin={"t": 48, "r": 48},
         showlegend=True,
+    )
+    return figure
+
+
+def edits_so_far(reports: Sequence[EditReport]) -> go.Figure:
+    """Over the number of edits: the share of facts that fired right after their own, and of neighbours that changed."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    kept = [[row.changed for row in r.rows if row.kind in ("neighbour", "locality")] for r in reports]
+    parts = {"facts that fired": [[r.fires] for r in reports], "neighbours changed": kept}
+    for i, (name, of_fact) in enumerate(parts.items()):
+        y, true, n = [], 0, 0
+        for flags in of_fact:
+            true, n = true + sum(flags), n + len(flags)
+            y.append(true / n if n else None)
+        figure.add_scatter(
+            x=list(range(1, len(y) + 1)),
+            y=y,
+            name=name,
+            mode="lines+markers",
+            line={"color": COLOURS[i], "dash": DASHES[i]},
+            marker={"symbol": MARKERS[i]},
+            hovertemplate=f"after %{{x}} edits: %{{y:.0%}}<extra>{name}</extra>",
+        )
+    figure.update_layout(
+        xaxis={"title": "edits so far", "rangemode": "tozero"},
+        yaxis={"title": "share so far", "range": [-0.04, 1.04], "tickformat": ".0%"},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        modebar={"orientation": "v"},
+        margin={"t": 48, "r": 48},
     )
     return figure
 

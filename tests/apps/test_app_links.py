@@ -46,3 +46,30 @@ def test_texts_can_be_kept_out_of_links(app: App) -> None:
     app.at.session_state["editlab.private"] = True
     app.open("edit").fill(ed_target="Oslo").run()
     assert "Oslo" not in str(dict(app.at.query_params))
+
+
+def test_a_setting_that_does_not_exist_is_named(place: Path) -> None:
+    app = App().open("locate", loc_windw="3", loc_n="4")
+    assert "There is no setting 'loc_windw' on this page." in app.said and "loc_n" not in app.said
+    app.click("Dismiss")
+    assert "Not everything" not in app.said
+    for page in ("overview", "edit", "runs"):
+        assert "no setting" not in App().open(page, m="").said
+
+
+def test_texts_of_any_kind_can_be_asked_about(place: Path) -> None:
+    link = {
+        "ed_prompt": "The capital of Côte d’Ivoire (*the* `coast`) is",
+        "ed_subject": "Côte d’Ivoire (*the* `coast`)",
+    }
+    app = App().open("edit", **link).fill(ed_target="東京", ed_true="").do("Preview edit")
+    assert not app.at.error and app.codes[0]
+    assert app.table("prompt")["prompt"][0] == link["ed_prompt"]
+    app.click("Keep edit").open("edit", ed_tab="Ledger")
+    assert "東京" in app.table("entry")["what"][0]
+
+
+def test_a_prompt_that_is_too_long_is_refused_in_words(place: Path) -> None:
+    app = App().open("overview", ov_prompt="word " * 3000)
+    (error,) = app.at.error
+    assert "tokens" in app.said and error.value and "Something broke" not in app.said

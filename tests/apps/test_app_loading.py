@@ -101,3 +101,16 @@ def test_another_sessions_model_does_not_take_this_ones(app: App) -> None:
     assert "factworld-llama" in app.sidebar and "1 edit active" in app.sidebar
     app.open("overview").fill(ov_tokens=2).click("Answer")
     assert [said[:4] for said in app.codes[:2]] == ["Pari", "Rome"]
+
+
+def test_a_small_model_is_offered_where_none_could_be_had(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDITLAB_MODEL", str(place / "nothing"))
+    app = App().open()
+    assert app.at.error
+    app.click("Use factworld-llama")
+    assert not app.at.error and app.metrics["Layers"] == "6"
+
+
+def test_the_card_says_how_the_model_was_checked(app: App) -> None:
+    card = app.table("property").set_index("property")["value"]
+    assert card["Checked against transformers"].startswith("largest difference of a logit 0.0e+00")

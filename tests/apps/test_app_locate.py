@@ -60,3 +60,12 @@ def test_facts_are_traced_and_averaged(app: App, place: Path) -> None:
     (use,) = (b.label for b in app.at.button if b.label.startswith("Use layer"))
     app.click(use)
     assert app.at.session_state["ed_layers"] == use.split()[2]
+
+
+def test_the_subjects_tokens_are_marked_before_anything_is_traced(app: App) -> None:
+    app.open("locate").fill(loc_prompt="The capital of {} is", loc_subject="Sri Lanka", loc_n=3).run()
+    (shown,) = (c.value for c in app.at.main.caption if "noise samples each" in c.value)
+    marked = "".join(part.split("]")[0] for part in shown.split(":orange-background[")[1:])
+    assert marked.replace("\\", "").replace(" ", "") == "SriLanka" and "3 noise samples" in shown
+    app.fill(loc_subject="Atlantis", loc_prompt="The capital of France is").run()
+    assert "The subject does not stand in the prompt." in [c.value for c in app.at.main.caption]

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from app_driver import App
+from editlab_apps.clicks import take_row
 from editlab_apps.notebooks import of_run
 from editlab_apps.tabs.compare import differences
-from editlab_apps.tabs.ledger import CHOSEN, TABLE, take_selected
+from editlab_apps.tabs.ledger import CHOSEN, TABLE
 
 from editlab.runs.records import list_runs
 
@@ -114,11 +115,30 @@ def test_a_click_on_a_row_of_the_ledger_chooses_its_entry(app: App) -> None:
     box = app.at.selectbox(key=CHOSEN)
     assert box.value == second
     state: dict[str, object] = {TABLE: {"selection": {"rows": [0]}}}
-    take_selected(state, [first, second])
+    take_row(state, TABLE, CHOSEN, [first, second])
     assert state[CHOSEN] == first
     state[TABLE] = {"selection": {"rows": []}}
-    take_selected(state, [first, second])
+    take_row(state, TABLE, CHOSEN, [first, second])
     assert state[CHOSEN] == first
     app.at.session_state[CHOSEN] = first
     app.run().click("Remove")
     assert [entry.is_active for entry in app.lab.lm.ledger] == [False, True]
+
+
+def test_a_click_on_a_row_opens_the_run(batch: App, place: Path) -> None:
+    batch.open("runs").do("Run again")
+    older = batch.table("run")["run"][1]
+    state: dict[str, object] = {"rn_table": {"selection": {"rows": [1]}}}
+    assert take_row(state, "rn_table", "rn_run", list(batch.table("run")["run"])) and state["rn_run"] == older
+    batch.at.session_state["rn_run"] = older
+    assert any(older in code for code in batch.run().codes)
+
+
+def test_a_batch_shows_its_shares_over_the_edits(batch: App) -> None:
+    from editlab.viz.edits import edits_so_far
+
+    (report,) = batch.lab.outcomes["edit.batch"].result.result.reports
+    rows = [row for row in report.rows if row.kind == "neighbour"]
+    fires, changed = edits_so_far([report, report]).data
+    assert list(fires.y) == [1, 1] and list(fires.x) == [1, 2]
+    assert list(changed.y) == [sum(row.changed for row in rows) / len(rows)] * 2

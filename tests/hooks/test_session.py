@@ -14,7 +14,7 @@ from conftest import make_model
 from tiny_lm import make_lm
 from torch import Tensor, nn
 
-from editlab.errors import ConfigError, SiteNotReached, SiteUnavailable, StaleState, UnknownName
+from editlab.errors import ConfigError, RequestError, SiteNotReached, SiteUnavailable, StaleState, UnknownName
 from editlab.hooks.adapter import ModelAdapter
 from editlab.hooks.batch import Batch, pad_rows
 from editlab.hooks.cone import Cone
@@ -794,3 +794,15 @@ def test_a_cone_made_by_other_weights_is_refused(llama: Found) -> None:
         s.run(whole)
         with pytest.raises(StaleState, match="layer 1"):
             s.run(late)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_what_a_model_has_no_positions_for_is_refused(family: str) -> None:
+    lm = make_lm(family)
+    most = lm.model.config.max_position_embeddings
+    fits = pad_rows([[3] * most])
+    assert lm.forward(fits).shape[1] == most
+    with pytest.raises(RequestError, match=f"{most + 1:,} tokens, and the model reads {most:,} at most"):
+        lm.forward(pad_rows([[3] * (most + 1)]))
+    with pytest.raises(RequestError, match="at most"):
+        lm.generate_ids(fits, 1)
