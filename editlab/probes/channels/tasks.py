@@ -226,3 +226,21 @@ def _located(lm: LM, text: str, items: tuple[str, ...], target: int, template: i
         second.append(token_at(spans, again + 1) if again >= 0 else -1)
     item_ids = tuple(lm.tokens(f" {item}", special=False)[0][0] for item in items)
     return Prompt(text, tuple(ids), items, item_ids, target, tuple(first), tuple(second), template, order)
+
+
+TASKS = {"ioi": "prompts with two names", "repeats": "repeated tokens", "lists": "lists with one item left"}
+
+
+def prompts_of(lm: LM, task: str, n: int, *, length: int = 4, seed: int = 0) -> list[Prompt]:
+    """About `n` prompts of a task by its name in `TASKS`.
+
+    Raises:
+        RequestError: there is no such task, or the model's tokenizer does not suit it.
+    """
+    if task == "ioi":
+        return ioi(lm, n, seed=seed)
+    if task == "repeats":
+        return repeats(lm, n, seed=seed)
+    if task == "lists":
+        return laundry(lm, length, max(1, round(n / length)), seed=seed)
+    raise RequestError(f"There is no task '{task}'.", f"Choose one of {', '.join(TASKS)}.")

@@ -89,7 +89,7 @@ def layer_heads(lm: LM, layer: int, dtype: torch.dtype = torch.float32) -> Layer
             "Use a model whose attention has plain or fused q, k and v projections.",
         )
     d = lm.adapter.d_model
-    fold = _fold_of(lm.model, paths.attn_norm, d, dtype)
+    fold = fold_of(lm.model, paths.attn_norm, d, dtype)
     (q, b_q), (k, b_k), (v, b_v) = (_read(lm.model, part, fold, dtype) for part in (paths.q, paths.k, paths.v))
     q, b_q = _through(lm.model, paths.q_norm, q, b_q, dtype)
     k, b_k = _through(lm.model, paths.k_norm, k, b_k, dtype)
@@ -97,7 +97,7 @@ def layer_heads(lm: LM, layer: int, dtype: torch.dtype = torch.float32) -> Layer
     o = stored.unflatten(1, (lm.adapter.n_heads, -1)).permute(1, 2, 0)  # (H, e, d)
     b_o = _bias(lm.model.get_submodule(paths.o), d, stored)
     if paths.attn_out != paths.o:
-        after = _fold_of(lm.model, paths.attn_out, d, dtype)
+        after = fold_of(lm.model, paths.attn_out, d, dtype)
         o, b_o = o * after.gain, b_o * after.gain
     if fold.centres:
         o = o - o.mean(-1, keepdim=True)
@@ -134,12 +134,12 @@ def _through(model: nn.Module, norm: str | None, w: Tensor, b: Tensor, dtype: to
         return w, b
     heads, _, width = w.shape
     size = next(p for p in model.get_submodule(norm).parameters()).numel()
-    fold = _fold_of(model, norm, size, dtype)
+    fold = fold_of(model, norm, size, dtype)
     gain = fold.gain.unflatten(0, (heads, width)) if size == heads * width else fold.gain.expand(heads, width)
     return w * gain[:, None, :], b * gain
 
 
-def _fold_of(model: nn.Module, path: str | None, d: int, dtype: torch.dtype) -> Fold:
+def fold_of(model: nn.Module, path: str | None, d: int, dtype: torch.dtype) -> Fold:
     """The fold of the norm at `path`, from what it answers; of nothing for None.
 
     Raises:

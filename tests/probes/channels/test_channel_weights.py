@@ -28,8 +28,8 @@ def test_folded_matrices_give_the_models_queries_keys_and_values(family: str) ->
 
 def test_a_fold_that_is_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = make_lm("llama")
-    real = weights._fold_of
-    monkeypatch.setattr(weights, "_fold_of", lambda *a: weights.Fold(False, real(*a).gain * 1.01, real(*a).bias))
+    real = weights.fold_of
+    monkeypatch.setattr(weights, "fold_of", lambda *a: weights.Fold(False, real(*a).gain * 1.01, real(*a).bias))
     with pytest.raises(ModelError, match=r"Layer 0 of Llama.*'q' differs from the model's own by 1\.0e-02"):
         factorise(lm)
 

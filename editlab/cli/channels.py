@@ -1,0 +1,309 @@
+"""`editlab channels`: scan weights for channels between heads, look at one, test it by intervention, edit it."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from editlab.cli import options
+from editlab.cli.console import Output, table
+from editlab.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from editlab.lm import LM
+    from editlab.probes.channels.scan import Scan
+
+Edits = Annotated[Path | None, typer.Option("--edits", help="Run or pack whose edits are in force.")]
+Run = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; default runs/TIME-channels-HASH.")]
+ModeOption = Annotated[str, typer.Option("--mode", help="How the reader reads: q, k, v, or all.")]
+SCORES = ["source", "target", "mode", "score", "rank", "z", "p", "q", "rank1_share", "outlier"]
+NOTE = "Scores are of weights alone: a channel is a hypothesis until 'editlab channels test' has intervened."
+
+
+def register(app: typer.Typer) -> None:
+    group = typer.Typer(no_args_is_help=True, help="Low-rank channels between attention heads: scan, show, test, edit.")
+    app.add_typer(group, name="channels")
+
+    @group.command()
+    def scan(
+        overrides: Annotated[
+            list[str] | None, typer.Argument(metavar="[SETTING=VALUE]...", help="Settings: delta, top, p, rank.")
+        ] = None,
+        mode: ModeOption = "all",
+        level: Annotated[str, typer.Option("--level", help="head, component or pair (of components).")] = "component",
+        target: Annotated[str | None, typer.Option("--target", help="Only this reader, LAYER.HEAD.")] = None,
+        source: Annotated[str | None, typer.Option("--source", help="Only this writer.")] = None,
+        top: Annotated[int, typer.Option("--rows", min=1, help="Rows to show.")] = 20,
+        model: options.Model = None,
+        edits: Edits = None,
+        dtype: options.Dtype = "float32",
+        device: options.Device = "cpu",
+        threads: options.Threads = None,
+        run: Run = None,
+        as_json: options.Json = False,
+        quiet: options.Quiet = False,
+    ) -> None:
+        """Score all pairs of heads and components; the best, with their null."""
+        from editlab.config import build, parse_overrides
+        from editlab.probes.channels.parts import Part
+        from editlab.probes.channels.scan import LEVELS, Config
+        from editlab.probes.channels.scan import scan as scan_model
+
+        with Output(as_json=as_json, quiet=quiet) as out:
+            config = build(Config, {**parse_overrides(overrides or []), "modes": _modes(mode)}, "the scan")
+            if level not in LEVELS:
+                raise ConfigError(f"There is no level '{level}'.", f"Choose one of {', '.join(LEVELS)}.")
+            only = {name: Part.parse(text) for name, text in (("target", target), ("source", source)) if text}
+            _check_free(run)
+            lm = _load(out, model, edits, dtype, device)
+            found = scan_model(lm, config, out.on_step)
+            rows = found.to_pandas(level, limit=top, **only)  # type: ignore[arg-type]
+            out.show(
+                _table(rows, ["source", "target", "mode", "score", "rank", "z", "p", "q", "rank1_share", "outlier"])
+            )
+            figures = {f"scan-{m}": found.plot(m) for m in config.modes} if find_spec("plotly") else None
+            every = found.to_pandas(level, limit=None, **only)  # type: ignore[arg-type]
+            folder = _write(lm, run, config.model_dump(mode="json"), every, found.headline, figures)
+            out.result(
+                {"run": str(folder), "headline": found.headline, "rows": _records(rows)},
+                f"{found.headline}\n{NOTE}\nRun: {folder}",
+            )
+
+    @group.command()
+    def show(
+        part: Annotated[
+            str | None, typer.Argument(metavar="[PART]", help="LAYER.HEAD or LAYER.HEAD.COMPONENT; none: head roles.")
+        ] = None,
+        target: Annotated[str | None, typer.Option("--target", help="What it sends to this reader.")] = None,
+        mode: ModeOption = "q",
+        top: Annotated[int, typer.Option("--rows", min=1, help="Rows to show.")] = 10,
+        seed: options.Seed = 0,
+        model: options.Model = None,
+        edits: Edits = None,
+        dtype: options.Dtype = "float32",
+        device: options.Device = "cpu",
+        threads: options.Threads = None,
+        as_json: options.Json = False,
+        quiet: options.Quiet = False,
+    ) -> None:
+        """One head or component: spectrum, tokens in and out, readers. Without one: the roles of all heads."""
+        from editlab.probes.channels.parts import Part
+
+        with Output(as_json=as_json, quiet=quiet) as out:
+            wanted = None if part is None else Part.parse(part)
+            reader = None if target is None else Part.parse(target)
+            modes = _modes(mode)
+            lm = _load(out, model, edits, dtype, device)
+            if wanted is None:
+                _show_roles(out, lm, seed, top)
+            else:
+                _show_part(out, lm, wanted, reader, modes, top)
+
+    @group.command("test")
+    def test_(
+        source: Annotated[str, typer.Argument(metavar="SOURCE", help="LAYER.HEAD.COMPONENT, or LAYER.HEAD.")],
+        targets: Annotated[list[str], typer.Argument(metavar="TARGET...", help="Readers, LAYER.HEAD.")],
+        mode: Annotated[str, typer.Option("--mode", help="How the readers read: q, k or v.")] = "q",
+        task: Annotated[str, typer.Option("--task", help="ioi (two names), repeats, or lists.")] = "ioi",
+        prompts: Annotated[int, typer.Option("--prompts", min=8, help="How many.")] = 200,
+        length: Annotated[int, typer.Option("--length", min=2, help="With --task lists: items.")] = 4,
+        controls: Annotated[int, typer.Option("--controls", min=20, help="Matched random controls.")] = 24,
+        passages: Annotated[int, typer.Option("--passages", min=0, help="Prose for perplexity; 0: none.")] = 6,
+        seed: options.Seed = 0,
+        model: options.Model = None,
+        edits: Edits = None,
+        dtype: options.Dtype = "float32",
+        device: options.Device = "cpu",
+        threads: options.Threads = None,
+        run: Run = None,
+        as_json: options.Json = False,
+        quiet: options.Quiet = False,
+    ) -> None:
+        """Cut a channel and remove its source, beside controls: does it do anything?"""
+        from editlab.config import build
+        from editlab.probes.channels import causal
+        from editlab.probes.channels.parts import Channel, Part
+        from editlab.probes.channels.scan import Config
+        from editlab.probes.channels.scan import scan as scan_model
+        from editlab.probes.channels.tasks import TASKS, prompts_of
+
+        with Output(as_json=as_json, quiet=quiet) as out:
+            if mode not in ("q", "k", "v") or task not in TASKS:
+                raise ConfigError(
+                    f"There is no mode '{mode}' or no task '{task}'.",
+                    f"Modes are q, k, v; tasks {', '.join(TASKS)}.",
+                )
+            channels = [Channel(Part.parse(source), Part.parse(t).whole, mode) for t in targets]  # type: ignore[arg-type]
+            asked = {"controls": controls, "passages": passages, "seed": seed}
+            config = build(causal.Config, asked, "the test")
+            _check_free(run)
+            lm = _load(out, model, edits, dtype, device)
+            for channel in channels:
+                for p in (channel.source, channel.target):
+                    p.check(lm.adapter.n_layers, lm.adapter.n_heads, lm.adapter.head_dim)
+            made = prompts_of(lm, task, prompts, length=length, seed=seed)
+            weights = scan_model(lm, build(Config, {"modes": (mode,)}, "the scan"), out.on_step)
+            found = causal.verify(lm, channels, made, weights, config, out.on_step, task=TASKS[task])
+            rows = found.to_pandas()
+            shown = rows.assign(
+                edge=[f"{e:+.3f} ({a:+.3f} to {b:+.3f})" for e, a, b in _three(rows, "edge")],
+                node=[f"{e:+.3f} ({a:+.3f} to {b:+.3f})" for e, a, b in _three(rows, "node")],
+            )
+            columns = ["source", "target", "mode", "status", "edge_base", "edge", "edge_controls95", "node", "n", "why"]
+            out.show(_table(shown, columns))
+            figures = {"effects": found.plot()} if find_spec("plotly") else None
+            extra = {**config.model_dump(mode="json"), "task": task, "prompts": prompts, "length": length}
+            folder = _write(lm, run, extra, rows, found.headline, figures)
+            out.result(
+                {"run": str(folder), "headline": found.headline, "rows": _records(rows)},
+                f"{found.headline}\nRun: {folder}",
+            )
+
+    @group.command()
+    def edit(
+        parts: Annotated[list[str], typer.Argument(metavar="PART...", help="Components, LAYER.HEAD.COMPONENT.")],
+        scale: Annotated[float, typer.Option("--scale", min=-10, max=10, help="0 removes, 1 leaves alone.")] = 0.0,
+        side: Annotated[str, typer.Option("--side", help="ov: what is written; qk: what queries read.")] = "ov",
+        model: options.Model = None,
+        edits: Edits = None,
+        dtype: options.Dtype = "float32",
+        device: options.Device = "cpu",
+        threads: options.Threads = None,
+        run: Run = None,
+        as_json: options.Json = False,
+        quiet: options.Quiet = False,
+    ) -> None:
+        """Scale components in the weights: an edit like any other, to undo, apply or export."""
+        from editlab.probes.channels.components import component_edit
+        from editlab.probes.channels.parts import Part
+
+        with Output(as_json=as_json, quiet=quiet) as out:
+            wanted = [Part.parse(text) for text in parts]
+            if side not in ("ov", "qk"):
+                raise ConfigError(f"There is no side '{side}'.", "Choose ov or qk.")
+            _check_free(run)
+            lm = _load(out, model, edits, dtype, device)
+            from editlab.runs import run_folder, write_run
+
+            entry = lm.ledger.apply(component_edit(lm, wanted, scale, side))  # type: ignore[arg-type]
+            folder = run or run_folder("channels", lm.base_hash)
+            headline = entry.edit.summary
+            write_run(folder, lm, "channels", {"model": lm.name, **entry.edit.config}, [], extra={"headline": headline})
+            norm = entry.to_record()["norm"]
+            out.result(
+                {"run": str(folder), "headline": headline, "id": entry.id, "norm": norm},
+                f"{headline}; norm of the change {norm:.4g}.\nTry it: editlab generate --edits {folder}\n"
+                f"Undo it: editlab undo {folder}\nRun: {folder}",
+            )
+
+
+def _modes(mode: str) -> tuple[str, ...]:
+    if mode == "all":
+        return ("q", "k", "v")
+    if mode not in ("q", "k", "v"):
+        raise ConfigError(f"There is no mode '{mode}'.", "Choose q, k, v or all.")
+    return (mode,)
+
+
+def _check_free(run: Path | None) -> None:
+    if run is not None:
+        from editlab.runs import check_free
+
+        check_free(run)
+
+
+def _load(out: Output, model: str | None, edits: Path | None, dtype: str, device: str) -> LM:
+    from editlab.lm import LM
+
+    lm = LM.from_pretrained(model, dtype=dtype, device=device, on_step=out.on_step)
+    if edits is not None:
+        lm.load_edits(edits)
+    return lm
+
+
+def _show_roles(out: Output, lm: LM, seed: int, top: int) -> None:
+    from editlab.config import build
+    from editlab.probes.channels.roles import Config, head_roles
+
+    found = head_roles(lm, build(Config, {"seed": seed}, "the roles"), out.on_step)
+    rows = found.to_pandas(limit=top)
+    out.show(_table(rows, ["role", "head", "score", "low", "high", "n", "has_role"]))
+    out.result({"headline": found.headline, "rows": _records(rows)}, found.headline)
+
+
+def _show_part(out: Output, lm: LM, part: Any, target: Any, modes: tuple[str, ...], top: int) -> None:
+    from editlab.config import build
+    from editlab.probes.channels.composition import component_scores
+    from editlab.probes.channels.pairs import pair_svd
+    from editlab.probes.channels.readout import LABEL, read_out
+    from editlab.probes.channels.scan import Config
+    from editlab.probes.channels.scan import scan as scan_model
+
+    part.check(lm.adapter.n_layers, lm.adapter.n_heads, lm.adapter.head_dim)
+    found: Scan = scan_model(lm, build(Config, {"modes": modes, "top": 4096}, "the scan"), out.on_step)
+    f, index = found.factors, found.factors.index(part)
+    energy = f.energy[index].tolist()
+    spectrum = [
+        {"component": i, "singular_value": float(f.s[index, i]), "share": energy[i]}
+        | {"degenerate": bool(f.degenerate_ov[index, i])}
+        for i in range(min(top, f.width))
+    ]
+    data: dict[str, Any] = {"part": str(part), "spectrum": spectrum}
+    lines = [f"Head {part.whole}: its first {len(spectrum)} of {f.width} components, share of what it writes"]
+    lines.append(", ".join(f".{row['component']} {row['share']:.1%}" for row in spectrum))
+    if target is not None:
+        reader = f.index(target)
+        pairs = []
+        for mode in found.compositions:
+            svd = pair_svd(f, mode, index, reader)
+            scores = component_scores([f], mode, index, reader)
+            p = found.null(mode, "component").p(scores)
+            best = int(scores.argmax())
+            pairs.append(
+                {"mode": mode, "score": svd.score, "rank1_share": svd.rank1_share, "participation": svd.participation}
+                | {"best_component": best, "component_score": float(scores[best]), "p": float(p[best])}
+            )
+        data["pairs"] = pairs
+        out.show(table(list(pairs[0]), [[_cell(v) for v in row.values()] for row in pairs]))
+    else:
+        rows = found.to_pandas("component" if part.component is not None else "head", source=part, limit=top)
+        data["readers"] = _records(rows)
+        out.show(_table(rows, SCORES))
+    if part.component is not None:
+        words = read_out(lm, f, part, top)
+        data["tokens"] = {side: [token for token, _ in pairs_] for side, pairs_ in words.tokens.items()}
+        lines += [f"Tokens ({LABEL}):"]
+        lines += [f"  {side}: {' '.join(repr(t) for t in tokens)}" for side, tokens in data["tokens"].items()]
+    out.result(data, "\n".join([*lines, NOTE]))
+
+
+def _three(rows: pd.DataFrame, name: str) -> list[tuple[float, float, float]]:
+    return list(zip(rows[name], rows[f"{name}_low"], rows[f"{name}_high"], strict=True))
+
+
+def _table(rows: pd.DataFrame, columns: list[str]) -> str:
+    return table(columns, [[_cell(value) for value in row] for row in rows[columns].itertuples(index=False)])
+
+
+def _cell(value: Any) -> object:
+    if isinstance(value, float):
+        return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.3f}"
+    return value
+
+
+def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = rows.astype(object).where(rows.notna(), None).to_dict("records")  # type: ignore
+    return found
+
+
+def _write(lm: LM, run: Path | None, config: dict[str, Any], rows: pd.DataFrame, headline: str, figures: Any) -> Path:
+    from editlab.runs import run_folder, write_table
+
+    folder = run or run_folder("channels", lm.base_hash)
+    extra = {"headline": headline, "model_edits": [entry.id for entry in lm.ledger.active]}
+    return write_table(folder, lm, "channels", config, rows, extra, figures)
