@@ -263,7 +263,8 @@ def _what_changed(entry: Any) -> str:
     info = entry.edit.info
     if entry.edit.routing is not None:
         return f"Edit {entry.id}: {info['parameter']}; no weight changed."
+    noticed = f"; on ordinary text its output moves by {info['disturbance']:.1%}" if "disturbance" in info else ""
     return (
         f"Edit {entry.id}: {info['parameter']} changed by a rank-{info['rank']} update, "
-        f"{info['relative_norm']:.1%} of its norm."
+        f"{info['relative_norm']:.1%} of its norm{noticed}."
     )

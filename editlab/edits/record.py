@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from editlab.config import MethodConfig
 from editlab.edits.solver import Metric, Update
@@ -51,6 +52,8 @@ def record(
         "parameter": name,
         "rank": update.left.shape[1],
         "relative_norm": relative_norm(lm, layer, update),
+        "spectral_norm": spectral_norm(update),
+        "disturbance": disturbance(lm, layer, update, metric.factor @ metric.factor.T),
         "realised": update.realised,
         "leverage": update.leverage.tolist(),
         "canonical_gain": gain,
@@ -91,6 +94,22 @@ def relative_norm(lm: LM, layer: int, update: Update) -> float:
     """||D|| over ||W||, Frobenius."""
     ref = lm.adapter.down(lm.model, layer)
     return float(update.dense.norm().cpu() / lm.model.get_parameter(ref.name).double().norm().cpu())
+
+
+def spectral_norm(update: Update) -> float:
+    """||D||_2, from the factors."""
+    left, right = (torch.linalg.qr(factor.cpu()).R for factor in (update.left, update.right.T))
+    return float(torch.linalg.matrix_norm(left @ right.T, 2))
+
+
+def disturbance(lm: LM, layer: int, update: Update, covariance: Tensor) -> float:
+    """What ordinary keys notice: sqrt(tr(D C D^T) / tr(W C W^T)), the root mean square of the output's change."""
+    ref = lm.adapter.down(lm.model, layer)
+    c = covariance.double().cpu()
+    left, right = update.left.cpu(), update.right.cpu()
+    weight = ref.oriented(lm.model.get_parameter(ref.name)).double().cpu()
+    moved = ((left.T @ left) * (right @ c @ right.T)).sum()
+    return float((moved / ((weight @ c) * weight).sum()).clamp(min=0).sqrt())
 
 
 def _gains(update: Update, form: Form) -> list[float]:

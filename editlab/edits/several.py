@@ -22,7 +22,7 @@ from torch import Tensor
 from editlab.edits.keys import states_at
 from editlab.edits.norm_anchor import anchor_norm, rescaled
 from editlab.edits.preserve import covariances
-from editlab.edits.record import delta_of, relative_norm
+from editlab.edits.record import delta_of, disturbance, relative_norm, spectral_norm
 from editlab.edits.settings import SeveralLayersSettings, edit_layers
 from editlab.edits.solver import Metric, solve
 from editlab.edits.targets import Form, forms, shifts
@@ -120,6 +120,8 @@ def write(
                 "layer": layer,
                 "parameter": name,
                 "relative_norm": relative_norm(lm, layer, update),
+                "spectral_norm": spectral_norm(update),
+                "disturbance": disturbance(lm, layer, update, covariance[layer]),
                 "realised": update.realised,
                 "condition": update.condition,
                 "median_leverage": float(update.leverage.median()),
@@ -140,6 +142,7 @@ def write(
             "parameter": ", ".join(deltas),
             "rank": len(found),
             "relative_norm": max(d["relative_norm"] for d in diagnostics),
+            "disturbance": max(d["disturbance"] for d in diagnostics),
             "steps": [len(v.losses) for v in values],
             "target_nll": [[v.nlls[0], v.nlls[-1]] for v in values],
             "clamped": [v.clamped for v in values],

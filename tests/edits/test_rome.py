@@ -9,10 +9,14 @@ import torch
 from conftest import FAMILIES
 from tiny_lm import make_lm, make_tokenizer
 
-from editlab.edits.keys import contexts, states_at
+from editlab.edits.keys import states_at
+from editlab.edits.methods.rome import Config
+from editlab.edits.preserve import preserving
 from editlab.edits.settings import default_layer
+from editlab.edits.targets import forms, shifts
 from editlab.errors import ConfigError, EditFailed, RequestError
 from editlab.facts import Fact
+from editlab.hooks.batch import pad_rows
 from editlab.lm import LM
 from editlab.rows import rewrite_row, subject_index, target_ids
 
@@ -47,43 +51,64 @@ def weights(lm: LM) -> dict[str, torch.Tensor]:
 def test_the_written_key_gives_the_wanted_value_and_undo_restores_every_bit(family, quick):
     """(W + D) k = v*, rank one, one matrix changed, for every family."""
     lm = make_lm(family)
-    fact = Fact(**ROW)
-    texts = contexts(lm, per_length={6: 2}, seed=0)
-    rows = [rewrite_row(lm, fact, sink=True), rewrite_row(lm, fact, sink=False)]
-    rows += [rewrite_row(lm, fact, context=t, sink=True) for t in texts]
-    w = torch.tensor([0.25, 0.25, 0.25, 0.25])
-    before, states = weights(lm), states_at(lm, 1, rows)
+    config = Config(**quick)
+    metric = preserving(lm, 1, config)
+    (found,) = forms(lm, [Fact(**ROW)], 1, config, metric)
+    values = shifts(lm, 1, found, config)
+    before = weights(lm)
     entry = lm.edit(ROW, **quick)
     info = entry.edit.info
     changed = [n for n, p in lm.model.named_parameters() if not torch.equal(p, before[n])]
     ref = lm.adapter.down(lm.model, 1)
     assert changed == [ref.name]
-    if info["forms"] == ["prompt"]:
-        delta = ref.oriented(lm.model.get_parameter(ref.name)) - ref.oriented(before[ref.name])
-        assert torch.linalg.matrix_rank(delta.double(), rtol=1e-4) == 1
-        key, mean = w @ states.key, w @ states.value
-        moved = mean + delta @ key  # W' k + b
-        wanted = states.value[0] + (moved - mean) - (states.value[0] - mean)
-        assert (moved - wanted).norm() <= 1e-3 * moved.norm()
-        assert info["realised"] == pytest.approx(1, abs=1e-6)
+    delta = (ref.oriented(lm.model.get_parameter(ref.name)) - ref.oriented(before[ref.name])).double()
+    assert torch.linalg.matrix_rank(delta, rtol=1e-4) == len(found) == info["rank"]
+    for form, value in zip(found, values, strict=True):
+        moved = form.value + delta @ form.key  # W' k + b, as form.value is W k + b
+        wanted = form.canonical_value + value.delta.double()  # v*
+        assert (moved - wanted).norm() <= 1e-3 * wanted.norm()
+        assert (form.value - wanted).norm() > 1e-2 * wanted.norm()  # and it was not so before
+    assert info["realised"] == pytest.approx(1, abs=1e-6)
+    assert 0 < info["disturbance"] < 1 and 0 < info["spectral_norm"] <= float(delta.norm()) * (1 + 1e-3)
     lm.undo()
     for name, p in lm.model.named_parameters():
         assert torch.equal(p, before[name])
     assert lm.state_hash == lm.base_hash
 
 
-def test_without_contexts_the_block_output_is_shifted_by_exactly_delta(quick):
-    """One context, one layer: layer 1's attention precedes its MLP, so h' = h + delta at the edited token."""
+def test_without_contexts_the_edited_state_is_the_optimised_one_and_the_rest_is_leak(quick):
+    """One context, one layer: layer 1's attention precedes its MLP, so h' = h + delta at the edited token, exactly.
+
+    Only there the update stands for the injected shift; at other tokens it adds D k_j, and that is all it does.
+    """
     lm = make_lm("llama", add_bos=True)
-    row = [rewrite_row(lm, Fact(**ROW), sink=True)]
-    before = states_at(lm, 1, row).hidden
+    config = Config(**(quick | {"contexts": {}}))
+    ((form,),) = forms(lm, [Fact(**ROW)], 1, config, preserving(lm, 1, config))
+    (value,) = shifts(lm, 1, [form], config)
+    row = form.rows[0]
+    base, at = lm.fork(), torch.tensor([row.index])
+    batch = pad_rows([row.ids])
     entry = lm.edit(ROW, **(quick | {"contexts": {}}))
-    after = states_at(lm, 1, row).hidden
-    left = entry.edit.deltas[lm.adapter.down(lm.model, 1).name].left
-    shift = (after - before)[0]
-    assert shift.norm() > 0.1
-    cosine = torch.nn.functional.cosine_similarity(shift, left[:, 0], dim=0).abs()
-    assert cosine == pytest.approx(1, abs=1e-4)
+    update = entry.edit.deltas[lm.adapter.down(lm.model, 1).name].dense_sum().float()
+    shift = states_at(lm, 1, [row]).hidden[0] - states_at(base, 1, [row]).hidden[0]
+    assert (shift - value.delta).norm() <= 1e-4 * value.delta.norm()
+
+    def logits(site, change, at=None):
+        with base.session() as s, torch.no_grad():
+            s.patch(site, 1, change, at=at)
+            return s.run(batch).logits
+
+    keys = base.capture(batch, [("mlp_key", 1)])["mlp_key", 1][0]  # (T, d_mlp)
+    moved = keys @ update.T
+    injected = logits("resid_post", lambda part: part + value.delta, at)
+    only_there = logits("mlp_value", lambda part: part + moved[row.index], at)
+    everywhere = logits("mlp_value", lambda part: part + moved)
+    whole = lm.forward(batch)
+    assert (only_there - injected).abs().max() <= 1e-4
+    assert (everywhere - whole).abs().max() <= 1e-4
+    others = torch.arange(len(row.ids)) != row.index
+    leak = float(moved[others].norm(dim=-1).max() / value.delta.norm())
+    assert leak > 1e-3 and (whole - injected).abs().max() > 1e-4
 
 
 def test_the_edit_raises_the_target_and_the_report_numbers_agree(quick):
@@ -161,16 +186,25 @@ def test_same_seed_same_edit_whatever_happened_before(quick):
 def test_conv1d_and_linear_twins_receive_transposed_equal_updates(quick):
     """GPT-2 stores W transposed; the same matrix in a Linear gets the same edit."""
     lm = make_lm("gpt2")
-    entry = lm.edit(ROW, **quick)
-    ref = lm.adapter.down(lm.model, 1)
-    delta = entry.edit.deltas[ref.name]
-    assert ref.transposed and delta.shape == tuple(lm.model.get_parameter(ref.name).shape)
-    oriented = ref.oriented(delta.dense_sum())
-    assert oriented.shape == (lm.adapter.d_model, lm.adapter.d_mlp)
-    got = states_at(lm, 1, [rewrite_row(lm, Fact(**ROW), sink=True)])
-    w = ref.oriented(lm.model.get_parameter(ref.name))
-    bias = lm.model.get_submodule(lm.adapter.layers[1].down).bias
-    assert (got.key[0] @ w.T + bias - got.value[0]).abs().max() <= 1e-4
+    twin = make_lm("gpt2")
+    for block in twin.model.transformer.h:
+        conv = block.mlp.c_proj
+        linear = torch.nn.Linear(*conv.weight.shape)
+        with torch.no_grad():
+            linear.weight.copy_(conv.weight.T)
+            linear.bias.copy_(conv.bias)
+        block.mlp.c_proj = linear.requires_grad_(False)
+    twin = LM(twin.model, twin.tokenizer)
+    deltas = []
+    for one in (lm, twin):
+        ref = one.adapter.down(one.model, 1)
+        delta = one.edit(ROW, **quick).edit.deltas[ref.name]
+        assert delta.shape == tuple(one.model.get_parameter(ref.name).shape)
+        deltas.append((ref.transposed, ref.oriented(delta.dense_sum())))
+    assert [transposed for transposed, _ in deltas] == [True, False]
+    a, b = (delta for _, delta in deltas)
+    assert a.shape == (lm.adapter.d_model, lm.adapter.d_mlp) and a.norm() > 0
+    assert (a - b).norm() <= 1e-4 * a.norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -238,6 +272,10 @@ def test_batched_states_equal_one_by_one():
     ]
     rows = [rewrite_row(lm, f, sink=True) for f in facts]
     together = states_at(lm, 1, rows, max_tokens=20)
+    lm.tokenizer.padding_side = "left"
+    assert torch.equal(
+        states_at(lm, 1, [rewrite_row(lm, f, sink=True) for f in facts], max_tokens=20).key, together.key
+    )
     for i, row in enumerate(rows):
         alone = states_at(lm, 1, [row])
         assert (together.key[i] - alone.key[0]).abs().max() <= 1e-5

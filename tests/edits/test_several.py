@@ -14,7 +14,7 @@ from editlab import LM, Fact
 from editlab.edits.methods.alphaedit import low_span
 from editlab.edits.preserve import covariances
 from editlab.edits.settings import SeveralLayersSettings, edit_layers
-from editlab.edits.solver import Metric
+from editlab.edits.solver import Metric, solve
 from editlab.edits.targets import forms
 from editlab.errors import AdapterError, ConfigError, EditFailed, RequestError
 from editlab.evaluation.scorer import force
@@ -80,6 +80,7 @@ def test_equality_constraints_are_met_for_every_key(quick: dict[str, Any]) -> No
     assert entry.edit.info["layers"][0]["realised"] == pytest.approx(1, abs=1e-4)
     keys = entry.edit.tensors["keys.1"].double()
     written = delta_of(lm, entry, 1) @ keys
+    assert 0 < entry.edit.info["disturbance"] < 1
     # Layer 1's own attention comes before its MLP, so the keys there are those that were solved for.
     assert float(written.norm()) == pytest.approx(entry.edit.info["layers"][0]["gap"][0], rel=1e-3)
 
@@ -135,6 +136,26 @@ def test_alphaedit_leaves_the_other_directions_alone(quick: dict[str, Any]) -> N
     assert outside.norm() <= 1e-5 * change.norm()  # stored in float32
     with pytest.raises(EditFailed, match="No direction of the keys"):
         lm.edit(FACTS, "alphaedit", layer=1, tau=1e-30, **quick)
+
+
+def test_the_span_is_a_projector_and_all_of_the_space_when_the_threshold_is_high() -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 12, generator=g, dtype=torch.float64) * torch.linspace(0.2, 3, 12)
+    c = x.T @ x / 60
+    values = torch.linalg.eigvalsh(c)
+    low = low_span(c, float(values[5:7].mean()))
+    p = low @ low.T
+    assert low.shape == (12, 6) and (p @ p - p).abs().max() < 1e-12
+    # Ordinary keys lose at most the threshold for what is written.
+    delta = torch.randn(4, 12, generator=g, dtype=torch.float64) @ p
+    assert (delta @ c @ delta.T).trace() <= float(values[5:7].mean()) * delta.square().sum()
+    k, r = (torch.randn(n, 3, generator=g, dtype=torch.float64) for n in (12, 4))
+    whole = low_span(c, float(values[-1]) * 1.01)
+    ridge = Metric.of(0.7 * torch.eye(12, dtype=torch.float64), 0.0)
+    found = solve(k, r, ridge, 1.0, within=whole).dense
+    assert (found - solve(k, r, ridge, 1.0).dense).abs().max() < 1e-12
+    with pytest.raises(EditFailed, match="No direction of the keys"):
+        low_span(c, float(values[0]))
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,21 @@ def test_restoring_the_end_of_the_stream_gives_the_clean_run() -> None:
     assert found.effect.shape == (3, len(found.tokens))
 
 
+def test_a_layer_restored_at_all_tokens_is_the_clean_run_and_next_to_no_noise_is_no_effect() -> None:
+    lm = make_lm("llama")
+    found = traced(lm, noise=1e-6)
+    assert abs(found.gap) < 1e-5 and np.abs(found.effect).max() < 1e-5
+    batch = pad_rows([lm.tokens(FACT.text, sink=True)[0]])
+    clean = lm.forward(batch)
+    states = lm.capture(batch, [("resid_post", n) for n in range(3)])
+    for layer in range(3):
+        with lm.session() as s, torch.no_grad():
+            s.patch("embed", None, lambda part: part + torch.randn(part.shape))
+            assert not torch.allclose(s.run(batch).logits, clean, atol=1e-2)
+            s.patch("resid_post", layer, states["resid_post", layer])
+            assert torch.allclose(s.run(batch).logits, clean, atol=1e-5)
+
+
 def test_noise_is_scaled_seeded_and_shared_by_all_cells() -> None:
     lm = make_lm("llama")
     one, two, other = traced(lm), traced(lm), traced(lm, seed=1)
