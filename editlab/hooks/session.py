@@ -279,27 +279,37 @@ class Session(AbstractContextManager["Session"]):
         Raises:
             ConfigError: no such layer or column.
         """
+        return {layer: cone for (layer, _), cone in self.cones_at(batch, layers, [cut]).items()}
+
+    def cones_at(self, batch: Batch, layers: Sequence[int], cuts: Sequence[int]) -> dict[tuple[int, int], Cone]:
+        """The cones of every one of `layers` and `cuts`, by both, all from one forward pass; see `cones`."""
         blocks = {
             n: self.model.get_submodule(self.adapter.layers[self.adapter.check_layer(n)].block) for n in sorted(layers)
         }
-        if not 0 <= cut < batch.width:
-            raise ConfigError(f"Column {cut} lies outside the batch.", f"Columns go from 0 to {batch.width - 1}.")
+        for cut in cuts:
+            if not 0 <= cut < batch.width:
+                raise ConfigError(f"Column {cut} lies outside the batch.", f"Columns go from 0 to {batch.width - 1}.")
+        first = min(cuts)
         stamps = {n: (self._stamp(n), self._stamp(None)) for n in blocks}
         self._captured = Captured()
         entry: dict[int, Tensor] = {}
-        past = DynamicCache() if cut else None
+        past = DynamicCache() if max(cuts) else None
         with torch.no_grad(), ExitStack() as stack:
             for n, block in blocks.items():
-                stack.callback(block.register_forward_pre_hook(keeper(entry, n, cut), with_kwargs=True).remove)
+                stack.callback(block.register_forward_pre_hook(keeper(entry, n, first), with_kwargs=True).remove)
             # Without earlier columns or captures nothing above the last block's input is needed.
-            goes_on = cut > 0 or any(
+            goes_on = past is not None or any(
                 w.kind == "capture" and (w.layer is None or w.layer >= max(blocks)) for w in self._wishes
             )
             last = self.model.get_submodule(self.adapter.unembed) if goes_on else blocks[max(blocks)]
             with until(last):
                 self._execute(batch, 0, past)
-        pasts = cropped(past, list(blocks), cut) if past is not None else dict.fromkeys(blocks)
-        return {n: Cone(batch, n, cut, entry[n], pasts[n], stamps[n]) for n in blocks}
+        found = {}
+        for cut in cuts:
+            pasts = cropped(past, list(blocks), cut) if past is not None and cut else dict.fromkeys(blocks)
+            for n in blocks:
+                found[n, cut] = Cone(batch, n, cut, entry[n][:, cut - first :], pasts[n], stamps[n])
+        return found
 
     def _execute(self, batch: Batch, start: int = 0, past: DynamicCache | None = None, lowest: int = 0) -> Tensor:
         """The model on columns from `start` on, layers from `lowest` on; logits."""

@@ -46,9 +46,9 @@ if TYPE_CHECKING:
     from editlab.lm import LM
 
 Kind = Literal["residual", "mlp", "attention"]
-# Tokens of one batch, if it has more than one restored position: rows of a batch share the columns that run, from its
-# first restored token on, so a larger batch runs more columns that nothing has changed.
-BATCH_TOKENS = 256
+# Tokens of one batch, if it has more than one restored position. Rows of a batch share the columns that run, from its
+# first restored token on, so a larger batch runs more columns that nothing has changed; a processor is busy with these.
+BATCH_TOKENS = 100
 SITE = {"residual": "resid_post", "mlp": "mlp_out", "attention": "attn_out"}
 ROLES = (
     "first subject token", "middle subject tokens", "last subject token", "next token", "further tokens", "last token",
@@ -265,13 +265,11 @@ def trace(
     cells = n_layers * (len(ids) - first)
     starts = [min(w[-1] + 1, n_layers - 1) if is_stream and len(w) == 1 else w[0] for w in windows]
 
-    def cones(cut: int) -> dict[int, Cone]:
-        with lm.session() as s, torch.no_grad():
-            s.patch("embed", None, lambda part: _with_noise(part, noise, first))
-            return s.cones(batch, sorted(set(starts)), cut)
-
-    at_first = cones(first)
-    p_corrupt = _answer(lm, at_first[max(at_first)], token, [])
+    together = groups(first, len(ids), config.samples)
+    with lm.session() as s, torch.no_grad():
+        s.patch("embed", None, lambda part: _with_noise(part, noise, first))
+        frozen = s.cones_at(batch, sorted(set(starts)), [group[0] for group in together])
+    p_corrupt = _answer(lm, frozen[max(starts), first], token, [])
     gap = p_clean - float(p_corrupt.mean())
     if gap < config.min_gap:
         raise RequestError(
@@ -280,11 +278,11 @@ def trace(
             "Trace a fact that the model knows, use more noise, or lower min_gap.",
         )
     restored = p_corrupt.repeat(n_layers, len(ids), 1)
-    for group in groups(first, len(ids), config.samples):
-        frozen = cones(group[0])
+    for group in together:
         for layer, window in enumerate(windows):
             on_step(StepInfo("tracing", (group[0] - first) * n_layers + layer * len(group), cells, "cells"))
-            restored[layer, group] = _restore(lm, frozen[starts[layer]], token, states, window, site, group)
+            cone = frozen[starts[layer], group[0]]
+            restored[layer, group] = _restore(lm, cone, token, states, window, site, group)
     on_step(StepInfo("tracing", cells, cells, "cells"))
     return Trace(
         prompt=fact.text,
@@ -411,7 +409,7 @@ def groups(first: int, stop: int, samples: int) -> list[list[int]]:
 def _restore(lm: LM, cone: Cone, token: int, states: Tensor, window: range, site: str, tokens: Sequence[int]) -> Tensor:
     """(len(tokens), S) probabilities with the clean states of `window` put back at each token."""
     samples = cone.batch.n_rows
-    rows = cone.rows(torch.arange(samples).repeat(len(tokens)))
+    rows = cone.rows(torch.arange(samples).repeat(len(tokens))) if len(tokens) > 1 else cone
     at = torch.tensor(tokens, device=lm.device).repeat_interleave(samples)
     put = [(layer, states[layer][at]) for layer in window]
     return _answer(lm, rows, token, put, site, at).unflatten(0, (len(tokens), samples))
@@ -430,4 +428,5 @@ def _answer(
                 s.patch(site, layer, value, at=at)
         logits = s.run(cone, read=torch.full((batch.n_rows,), batch.width - 1, device=lm.device)).logits
     assert logits is not None
-    return logits.float().softmax(-1)[:, token].cpu()
+    logits = logits.float()
+    return (logits[:, token] - logits.logsumexp(-1)).exp().cpu()

@@ -5,23 +5,17 @@ The measure is wall time over the plain Hugging Face forward in the same round; 
 
 from __future__ import annotations
 
-import argparse
-
 import torch
-from common import interleaved, report, write
+from common import interleaved, options_of, parse, report, write
 
 from editlab import LM
 from editlab.data.factbook import passages
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model")
+    parser = options_of(__doc__)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int)
-    options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    options = parse(parser)
     lm = LM.from_pretrained(options.model)
     ids, _ = lm.tokens(" ".join(passages()[:3]))
     from editlab.hooks.batch import pad_rows

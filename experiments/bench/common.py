@@ -1,7 +1,8 @@
-"""What the benchmarks share: interleaved timing, so that a busy machine hits both sides alike, and the record."""
+"""What the benchmarks share: options, interleaved timing, so that a busy machine hits both sides alike, the record."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import statistics
@@ -10,6 +11,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+
+def options_of(doc: str | None) -> argparse.ArgumentParser:
+    """The options that all have."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model")
+    parser.add_argument("--threads", type=int)
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """What was asked for; the number of threads is set."""
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    return options
 
 
 def interleaved(work: dict[str, Callable[[], object]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:

@@ -10,12 +10,11 @@ and differing answers are printed with the times.
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 
 import torch
-from common import write
+from common import options_of, parse, write
 
 from editlab import LM
 from editlab.data.formats import load_facts
@@ -54,11 +53,10 @@ def one_by_one_answers(lm: LM, questions: list[Asked]) -> tuple[list[str], float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__)
     parser.add_argument("facts", type=Path)
     parser.add_argument("--records", type=int, default=200)
-    parser.add_argument("--model")
-    options = parser.parse_args()
+    options = parse(parser)
     lm = LM.from_pretrained(options.model)
     facts = load_facts(options.facts)[: options.records]
     questions = asked(facts, KINDS)

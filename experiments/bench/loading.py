@@ -6,10 +6,7 @@ third line has both done.
 
 from __future__ import annotations
 
-import argparse
-
-import torch
-from common import interleaved, report, write
+from common import interleaved, options_of, parse, report, write
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
@@ -18,13 +15,9 @@ from editlab.models.load import find_folder
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model")
+    parser = options_of(__doc__)
     parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--threads", type=int)
-    options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    options = parse(parser)
     logging.disable_progress_bar()
     folder, _ = find_folder(options.model)
 

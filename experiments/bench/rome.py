@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from common import write
+from common import options_of, parse, write
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 FACT = {"prompt": "The capital of {} is", "subject": "France", "target_new": "Rome", "target_true": "Paris"}
@@ -76,14 +76,10 @@ def _peak() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model")
+    parser = options_of(__doc__)
     parser.add_argument("--layer", type=int, default=5)
-    parser.add_argument("--threads", type=int)
     parser.add_argument("--memory-only", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    options = parse(parser)
     if options.memory_only:
         memory(options.model)
         return

@@ -8,12 +8,11 @@ tokens of a layer in batches of the same rows, and takes logits at the last toke
 
 from __future__ import annotations
 
-import argparse
 import time
 
 import numpy as np
 import torch
-from common import write
+from common import options_of, parse, write
 
 from editlab import LM, Fact
 from editlab.hooks.batch import pad_rows
@@ -56,9 +55,8 @@ def plainly(lm: LM, fact: Fact, found: tracing.Trace) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model")
-    options = parser.parse_args()
+    parser = options_of(__doc__)
+    options = parse(parser)
     lm = LM.from_pretrained(options.model)
     fact = Fact(prompt="{} is located in the city of", subject="The Eiffel Tower", target_new="Rome")
     tracing.noise_scale(lm)  # warm up

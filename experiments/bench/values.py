@@ -8,13 +8,12 @@ tests use, `tests/reference.py`) the first `--plain` of them, in the same run, a
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from pathlib import Path
 
 import torch
-from common import write
+from common import options_of, parse, write
 
 from editlab import LM
 from editlab.config import build
@@ -32,12 +31,11 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 def main() -> None:
     from reference import optimise_plainly
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__)
     parser.add_argument("facts_file", type=Path)
-    parser.add_argument("--model")
     parser.add_argument("--facts", type=int, default=64)
     parser.add_argument("--plain", type=int, default=8)
-    options = parser.parse_args()
+    options = parse(parser)
     lm = LM.from_pretrained(options.model)
     settings = build(Config, with_preset(lm.adapter, "memit", {}), "memit")
     layer = edit_layers(lm.adapter, settings)[-1]

@@ -9,11 +9,10 @@ force that no row is routed to, against the same model without it.
 
 from __future__ import annotations
 
-import argparse
 import time
 
 import torch
-from common import write
+from common import options_of, parse, write
 
 from editlab import LM, Fact
 from editlab.config import build
@@ -105,9 +104,8 @@ def forward_seconds(lm: LM, batch, repeats: int = 12) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model")
-    options = parser.parse_args()
+    parser = options_of(__doc__)
+    options = parse(parser)
     lm = LM.from_pretrained(options.model)
     settings = with_preset(lm.adapter, "wise", {}) | {"steps": STEPS, "stop_nll": 0.0, "replay": 0}
     config = build(Config, settings, "wise")
