@@ -53,6 +53,20 @@ def probe(model: str, name: str, prompts: Sequence[str], settings: Mapping[str, 
     return shlex.join([*words, *(word for prompt in prompts for word in ("--prompt", prompt))])
 
 
+def conflicts(verb: str, model: str, asked: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """One of the commands about conflicts.
+
+    Args:
+        asked: relation or file, format, draws, subjects, seed; `to` for pruning.
+    """
+    words = ["editlab", "conflicts", verb, "--model", model]
+    words += [asked["relation"]] if verb == "probe" and "relation" in asked else []
+    for name in ("relation", "file", "format", "draws", "subjects", "seed", "to"):
+        if name in asked and (name != "relation" or verb != "probe"):
+            words += [f"--{name}", str(asked[name])]
+    return shlex.join([*words, *_overrides(settings)])
+
+
 def generate(model: str, prompt: str, max_new_tokens: int) -> str:
     """Continue a prompt."""
     words = ["editlab", "generate", "--model", model, "--prompt", prompt, "--max-new-tokens", str(max_new_tokens)]

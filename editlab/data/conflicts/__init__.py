@@ -1,6 +1,6 @@
 """Knowledge conflicts as data: facts, and contexts that contradict them."""
 
-from editlab.data.conflicts.cases import Case, Split, cases_of_file, cases_of_relation, split_subjects
+from editlab.data.conflicts.cases import Case, Split, cases_of_facts, cases_of_file, cases_of_relation, split_subjects
 from editlab.data.conflicts.texts import FORMATS, Format, Texts, Wording, check_format, say, texts
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Split",
     "Texts",
     "Wording",
+    "cases_of_facts",
     "cases_of_file",
     "cases_of_relation",
     "check_format",

@@ -19,6 +19,7 @@ from editlab.data.factbook import countries, country_name, field
 from editlab.data.formats import facts_of, load_records
 from editlab.data.relations import relation
 from editlab.errors import RequestError
+from editlab.facts import Fact
 
 Split = Literal["discovery", "validation", "test"]
 SHARES: dict[Split, float] = {"discovery": 0.3, "validation": 0.2, "test": 0.5}
@@ -65,7 +66,15 @@ def cases_of_file(path: Path, *, skip_malformed: bool = False) -> tuple[Case, ..
     Raises:
         RequestError: the file cannot be read, or no row has a true answer.
     """
-    facts = facts_of(load_records(path, skip_malformed=skip_malformed))
+    return cases_of_facts(facts_of(load_records(path, skip_malformed=skip_malformed)), path.name)
+
+
+def cases_of_facts(facts: Sequence[Fact], source: str = "the list") -> tuple[Case, ...]:
+    """The same of facts that were read already.
+
+    Raises:
+        RequestError: none has a true answer.
+    """
     found: dict[str, Case] = {}
     for fact in facts:
         if fact.target_true and fact.subject not in found:
@@ -74,7 +83,7 @@ def cases_of_file(path: Path, *, skip_malformed: bool = False) -> tuple[Case, ..
             )
     if not found:
         raise RequestError(
-            f"No row of '{path.name}' has a true answer, and without one there is no memory to contradict.",
+            f"No row of '{source}' has a true answer, and without one there is no memory to contradict.",
             "Give each row a target_true.",
         )
     return tuple(found.values())

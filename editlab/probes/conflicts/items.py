@@ -262,6 +262,8 @@ def _items_of(
         rejected[COPIED] += 1
         return []
     same = [other for other in pool if splits[other.subject] == split and other.subject != case.subject]
+    # A split of two or three has no two others to corrupt with; test subjects are never used for that.
+    near = same if len(same) > 2 else [o for o in pool if o.subject != case.subject and splits[o.subject] != "test"]
     answers = [case.against] if case.against else sorted({other.memory for other in (rare or same)})
     fitting = []
     for answer in answers:
@@ -278,7 +280,7 @@ def _items_of(
     made = []
     for draw, (answer, tok_ctx) in enumerate(fitting[: settings.draws]):
         wording = _wording(case, settings, draw)
-        partners = _partners(first, plain, same, {tok_mem, tok_ctx}, rng)
+        partners = _partners(first, plain, near, {tok_mem, tok_ctx}, rng)
         other = partners[0].subject if partners else same[0].subject if same else ""
         if not other:
             continue

@@ -275,16 +275,25 @@ class Prose:
 
 
 def prune(
-    lm: LM, items: Items, heads: HeadMap, settings: PruneSettings | None = None, *, on_step: OnStep = silent
+    lm: LM,
+    items: Items,
+    heads: HeadMap,
+    settings: PruneSettings | None = None,
+    *,
+    ranked: Sequence[Head] | None = None,
+    on_step: OnStep = silent,
 ) -> Pruning:
     """Choose K on validation subjects and measure it on test subjects.
+
+    Args:
+        ranked: heads in the order in which they are pruned; default that of the scores.
 
     Raises:
         ConfigError: no head points the other way.
     """
     settings = settings or PruneSettings()
     to = settings.direction
-    ranked = heads.ranked("context" if to == "memory" else "memory")
+    ranked = heads.ranked("context" if to == "memory" else "memory") if ranked is None else list(ranked)
     grid = sorted({k for k in settings.grid if 1 <= k <= len(ranked)})
     if not grid:
         raise ConfigError(
