@@ -36,6 +36,8 @@ def register(app: typer.Typer) -> None:
     )
     app.add_typer(memory, name="memory")
     _register_studies(memory)
+    _register_acquire(memory)
+    _register_survive(memory)
     _register_calibrate(memory)
     _register_settings(memory)
 
@@ -158,6 +160,62 @@ def show(out: Output, result: Any, folder: Path) -> None:
         {"run": str(folder), "headline": result.headline, "remarks": remarks, "rows": plain},
         "\n".join([result.headline, *remarks, f"Run: {folder}"]),
     )
+
+
+def _register_acquire(memory: typer.Typer) -> None:
+    @memory.command()
+    def acquire(
+        overrides: Overrides = None,
+        file: Annotated[
+            Path | None, typer.Option("--file", help="Passages in the layout 'fictional'; default invented ones.")
+        ] = None,
+        seed: options.Seed = 0, model: options.Model = None, edits: Edits = None, device: options.Device = "cpu",
+        threads: options.Threads = None, run: Run = None, estimate: Estimate = False, as_json: options.Json = False,
+        quiet: options.Quiet = False,
+    ) -> None:  # fmt: skip
+        """What does each injection of a passage teach, how deep, and how fast is it lost?"""
+        from editlab.config import parse_overrides
+
+        values = {"seed": seed} | parse_overrides(overrides or [])
+        values |= {"file": str(file)} if file is not None else {}
+        study("acquire", values, model, edits, device, run, estimate, as_json, quiet)
+
+
+def _register_survive(memory: typer.Typer) -> None:
+    @memory.command()
+    def survive(
+        pack: Annotated[
+            Path | None,
+            typer.Argument(help="Run or pack whose edits are followed; without one, engines teach the same facts."),
+        ] = None,
+        setting: Annotated[
+            list[str] | None, typer.Option("--set", metavar="SETTING=VALUE", help="A setting; repeat for several.")
+        ] = None,
+        engine: Annotated[
+            list[str] | None,
+            typer.Option("--engine", help="train, 'train, matched', or a method; repeat. Default: all that can."),
+        ] = None,
+        file: Annotated[Path | None, typer.Option("--file", help="Facts to teach, in any layout.")] = None,
+        updates: Annotated[
+            int | None, typer.Option("--updates", min=1, help="Updates of further training on other text.")
+        ] = None,
+        seed: options.Seed = 0, model: options.Model = None, device: options.Device = "cpu",
+        threads: options.Threads = None, run: Run = None, estimate: Estimate = False, as_json: options.Json = False,
+        quiet: options.Quiet = False,
+    ) -> None:  # fmt: skip
+        """How long would this edit last under further fine-tuning? And would training have lasted longer?"""
+        from editlab.config import parse_overrides
+        from editlab.runs.memory.settings import spread
+
+        values: dict[str, Any] = {"seed": seed} | parse_overrides(setting or [])
+        values |= {"engines": tuple(engine)} if engine else {}
+        values |= {"file": str(file)} if file is not None else {}
+        values |= {"times": spread(updates)} if updates is not None else {}
+        if pack is not None and file is not None:
+            raise ConfigError("A pack brings its own facts.", "Leave --file out.")
+        if pack is not None:
+            values.setdefault("engines", ("loaded edits",))
+        study("survive", values, model, pack, device, run, estimate, as_json, quiet)
 
 
 def _register_calibrate(memory: typer.Typer) -> None:

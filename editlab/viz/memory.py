@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
+    from editlab.runs.memory.acquired import AcquireResult
     from editlab.runs.memory.curves import StudyResult
+    from editlab.runs.memory.lasting import SurviveResult
 
 SHARE = {"title": "share of studied texts", "range": [-0.03, 1.03], "tickformat": ".0%"}
 LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
@@ -113,8 +115,104 @@ def memory_losses(result: StudyResult) -> go.Figure:
     return figure
 
 
-def add_band(figure: go.Figure, x: Any, rows: pd.DataFrame, name: str, colour: int, form: int | None = None) -> None:
+def memory_survival(result: SurviveResult) -> go.Figure:
+    """Recall, recognition and the gain that is kept, against updates of further training; a colour an engine."""
+    from plotly.subplots import make_subplots
+
+    measures = ("recall", "recognition", "gain kept")
+    titles = ("recall (exact)", "recognition (among other answers)", "log-probability gain kept")
+    figure = make_subplots(1, 3, subplot_titles=titles, horizontal_spacing=0.05)
+    curve = result.curve
+    for column, measure in enumerate(measures, 1):
+        for i, engine in enumerate(result.engines):
+            rows = curve[(curve["engine"] == engine) & (curve["measure"] == measure)]
+            if len(rows):
+                where = {"row": 1, "col": column}
+                add_band(figure, log_times(rows["t"]), rows, engine, i, place=where, legend=column == 1)
+        for before in curve[curve["measure"] == measure]["before"].head(1):
+            figure.add_hline(
+                y=before, line_dash="dash", line_color="gray", annotation_text="untaught", row=1, col=column
+            )
+    figure.update_xaxes(**log_axis(curve["t"].unique()))
+    figure.update_yaxes(range=[-0.03, 1.05], tickformat=".0%")
+    n = result.rows["item"].nunique()
+    what = f"{n} facts, {result.settings.seeds} streams of filler, lr {result.settings.later_lr:g}; bands 95 %"
+    figure.update_layout(
+        title={"text": f"{result.model}: {what}", "y": 0.98},
+        legend={"orientation": "h", "y": -0.2},
+        margin={"t": 90},
+        height=480,
+    )
+    return figure
+
+
+def memory_acquisition(result: AcquireResult) -> go.Figure:
+    """Rise of log-probability along the run, a panel a scenario, a colour a depth; dotted lines are injections."""
+    from plotly.subplots import make_subplots
+
+    curve = result.curve
+    scenarios = list(dict.fromkeys(curve["scenario"]))
+    figure = make_subplots(1, len(scenarios), subplot_titles=scenarios, shared_yaxes=True, horizontal_spacing=0.03)
+    for column, scenario in enumerate(scenarios, 1):
+        for i, depth in enumerate(dict.fromkeys(curve["depth"])):
+            rows = curve[(curve["scenario"] == scenario) & (curve["depth"] == depth)]
+            add_band(figure, rows["t"], rows, depth, i, place={"row": 1, "col": column}, legend=column == 1)
+        shown = {"never": (), "once": result.settings.injected[:1]}.get(scenario, result.settings.injected)
+        for t in shown:
+            figure.add_vline(x=t, line_dash="dot", line_color="gray", row=1, col=column)
+    figure.update_xaxes(title="updates")
+    figure.update_yaxes(title="rise of log-probability (nats a token)", col=1)
+    figure.update_layout(
+        title={"text": f"{result.model}: {result.settings.seeds} seeds; bands 95 %, seeds and probes", "y": 0.98},
+        legend={"orientation": "h", "y": -0.2},
+        margin={"t": 90},
+        height=460,
+    )
+    return figure
+
+
+def memory_retainability(result: AcquireResult) -> go.Figure:
+    """The share of what was gained that is left, against updates since the last maximum, on a logarithmic axis."""
+    import plotly.graph_objects as go
+
+    from editlab.probes.memory.acquisition import DEPTHS
+
+    figure = go.Figure()
+    for i, depth in enumerate(DEPTHS):
+        for j, scenario in enumerate(("paraphrase", "duplication", "once")):
+            found = result.acquired(scenario, depth)
+            a, _ = found.decay()
+            figure.add_scatter(
+                x=log_times(found.times),
+                y=found.retainability,
+                name=f"{depth}, {scenario} (n={int(found.kept.sum())}, {a:+.2f} lost per decade)",
+                mode="lines+markers",
+                line={"color": COLOURS[i], "dash": DASHES[j]},
+                marker={"symbol": MARKERS[j]},
+            )
+    figure.add_hline(y=0, line_dash="dash", line_color="gray", annotation_text="nothing left")
+    figure.update_layout(
+        title={"text": f"{result.model}: retainability", "y": 0.98},
+        xaxis=log_axis([0, *(t for t in found.times if t)]) | {"title": "updates since the last maximum"},
+        yaxis={"title": "share of the gain that is left"},
+        margin={"t": 60},
+    )
+    return figure
+
+
+def add_band(
+    figure: go.Figure,
+    x: Any,
+    rows: pd.DataFrame,
+    name: str,
+    colour: int,
+    form: int | None = None,
+    *,
+    place: dict[str, int] | None = None,
+    legend: bool = True,
+) -> None:
     """A line with its 95 % band; `rows` has mean, low, high and n."""
+    where = place or {}
     form = colour if form is None else form
     xs = list(x)
     shade = COLOURS[colour % len(COLOURS)]
@@ -128,6 +226,7 @@ def add_band(figure: go.Figure, x: Any, rows: pd.DataFrame, name: str, colour: i
         hoverinfo="skip",
         showlegend=False,
         legendgroup=name,
+        **where,
     )
     figure.add_scatter(
         x=xs,
@@ -139,6 +238,8 @@ def add_band(figure: go.Figure, x: Any, rows: pd.DataFrame, name: str, colour: i
         legendgroup=name,
         customdata=rows[["low", "high"]],
         hovertemplate="%{y:.3f} (%{customdata[0]:.3f} to %{customdata[1]:.3f})<extra>%{fullData.name}</extra>",
+        showlegend=legend,
+        **where,
     )
 
 

@@ -136,13 +136,13 @@ class StudyResult:
         """One sentence with the numbers that matter."""
         first, last = self.value("recognition", exposure=1), self.value("recall")
         says = (
-            f"{_share(first)} recognised after one exposure (chance 50 %), {_share(last)} recalled exactly after "
-            f"{self.settings.exposures}"
+            f"{share_text(first)} recognised after one exposure (chance 50 %), {share_text(last)} recalled exactly "
+            f"after {self.settings.exposures}"
         )
         end = max(self.curve["t"])
         if end:
             kept, said = self.value("recognition", t=end), self.value("recall", t=end)
-            says += f"; after {end} further updates {_share(kept)} recognised and {_share(said)} recalled"
+            says += f"; after {end} further updates {share_text(kept)} recognised and {share_text(said)} recalled"
         n = self.value("recognition")
         return f"{says} (n = {n.n} studied texts, {self.rows['seed'].nunique()} seeds)."
 
@@ -157,7 +157,8 @@ class StudyResult:
         cells = []
         for (kind, exposure, t), rows in shown.groupby(["kind", "exposure", "t"], sort=True):
             by = rows.set_index("measure")
-            told = [_share(Estimate(*by.loc[n, ["mean", "low", "high", "n"]])) if n in by.index else "-" for n in names]
+            found = {n: Estimate(*by.loc[n, ["mean", "low", "high", "n"]]) for n in names if n in by.index}
+            told = [share_text(found[n]) if n in found else "-" for n in names]
             cells.append([kind, exposure, t, *told])
         return aligned(["kind", "exposures", "later updates", *names], cells)
 
@@ -252,7 +253,8 @@ def _auc(group: pd.DataFrame) -> Estimate:
     return Estimate(float(np.mean([p for p, _ in by_seed])), float(low), float(high), len(group), "nested bootstrap")
 
 
-def _share(e: Estimate) -> str:
+def share_text(e: Estimate) -> str:
+    """A share with its interval."""
     if not e.n:
         return "not measured"
     return f"{e.mean:.1%} ({e.low:.1%} to {e.high:.1%})"

@@ -19,10 +19,9 @@ import psutil
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
+from editlab.edits.token_loss import token_loss
 from editlab.errors import ConfigError, EditlabError
-from editlab.hooks.batch import pad_rows
 from editlab.state.files import write_tensors
 
 if TYPE_CHECKING:
@@ -129,15 +128,8 @@ class Learner:
 
     def backward(self, rows: Sequence[Ids]) -> float:
         """Leave the gradient of the rows' token-mean loss on the weights; returns the loss."""
-        batch = pad_rows(rows, pivots="right", device=self.lm.device)
-        scored = batch.mask.bool()
-        scored[torch.arange(batch.n_rows), batch.lengths - 1] = False
-        wanted = batch.ids.roll(-1, 1)[scored]
-        with self.lm.session() as s, torch.enable_grad():
-            logits = s.run(batch, read=scored).logits
-            assert logits is not None
-            loss = cross_entropy(logits, wanted)
-            loss.backward()
+        loss = token_loss(self.lm, rows)
+        loss.backward()
         return float(loss.detach())
 
     @property

@@ -95,14 +95,24 @@ def study_courses(lm: LM, settings: StudySettings, on_step: OnStep = silent) -> 
 
 
 def filler_batches(
-    lm: LM, settings: TrainingSettings, updates: int, seed: int, apart_from: Sequence[str]
+    lm: LM,
+    settings: TrainingSettings,
+    updates: int,
+    seed: int,
+    apart_from: Sequence[str],
+    without: frozenset[Ids] = frozenset(),
 ) -> tuple[tuple[Ids, ...], ...]:
-    """Batches of distinct filler sentences for so many updates."""
+    """Batches of distinct filler sentences for so many updates.
+
+    Args:
+        apart_from: texts with which they share no eight words in a row. without: sentences that are left out.
+    """
     if not updates:
         return ()
     size = settings.filler_batch
-    texts = filler(updates * size, seed, settings.filler_text, apart_from=apart_from)
-    rows = [ids_of(lm, text, settings.block) for text in texts]
+    texts = filler(updates * size + len(without), seed, settings.filler_text, apart_from=apart_from)
+    found = [ids_of(lm, text, settings.block) for text in texts]
+    rows = [row for row in found if row not in without][: updates * size]
     return tuple(tuple(rows[i : i + size]) for i in range(0, len(rows), size))
 
 

@@ -1,0 +1,165 @@
+"""What `acquire` found: curves, effectivity and retainability by scenario and depth."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from editlab.evaluation.statistics import Estimate, estimate_nested
+from editlab.probes.memory.acquisition import DEPTHS, LEAST_GAIN, Acquired, acquired
+from editlab.runs.memory.acquire import CONTROL, SCENARIOS, AcquireSettings
+from editlab.runs.memory.curves import aligned
+from editlab.runs.memory.settings import spread
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+PROBE = ["seed", "passage", "probe"]
+
+
+@dataclass(frozen=True)
+class AcquireResult:
+    """Rows: one per seed, time and probe.
+
+    Attributes:
+        aborted: courses that had to end, and why.
+    """
+
+    rows: pd.DataFrame
+    settings: AcquireSettings
+    model: str
+    aborted: tuple[tuple[str, str], ...] = ()
+
+    @cached_property
+    def curve(self) -> pd.DataFrame:
+        """Rise of log-probability over t = 0: scenario, depth, t, mean, low, high, n, seeds."""
+        out = []
+        for (scenario, depth), group in self.rows.groupby(["scenario", "depth"], sort=False):
+            wide = group.pivot(index=PROBE, columns="t", values="lp").dropna()
+            rise = wide.sub(wide[0], axis=0)
+            seeds = rise.index.get_level_values("seed")
+            for t in rise.columns:
+                e = estimate_nested([rise[t][seeds == s].to_list() for s in sorted(set(seeds))])
+                numbers = {"mean": e.mean, "low": e.low, "high": e.high, "n": e.n, "seeds": len(set(seeds))}
+                out.append({"scenario": scenario, "depth": depth, "t": int(t), **numbers})
+        return pd.DataFrame(out)
+
+    def acquired(self, scenario: str, depth: str) -> Acquired:
+        """The definitions of `editlab.probes.memory.acquisition` on the probes of a scenario and depth."""
+        group = self.rows[(self.rows["scenario"] == scenario) & (self.rows["depth"] == depth)]
+        wide = group.pivot(index="t", columns=PROBE, values="lp").dropna(axis=1)
+        injected = self.settings.injected[:1] if scenario == "once" else self.settings.injected
+        after = (0, *spread(self.settings.after))
+        return acquired(list(wide.index), wide.to_numpy(), injected, self.settings.window, after)
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """By scenario and depth: effectivity of the first and the last injection, decay per decade, tau, counts."""
+        out = []
+        for scenario in SCENARIOS:
+            for depth in DEPTHS:
+                found = self.acquired(scenario, depth)
+                first, last = self._effect(found, scenario, depth, 0), self._effect(found, scenario, depth, -1)
+                a, tau = found.decay()
+                out.append(
+                    {
+                        "scenario": scenario,
+                        "depth": depth,
+                        "effectivity": first.mean,
+                        "low": first.low,
+                        "high": first.high,
+                        "effectivity_last": last.mean,
+                        "decay_per_decade": a,
+                        "tau": tau,
+                        "n": int(found.kept.size),
+                        "left_out": int((~found.kept).sum()),
+                        "censored": float(found.censored.mean()),
+                    }
+                )
+        return pd.DataFrame(out)
+
+    def _effect(self, found: Acquired, scenario: str, depth: str, i: int) -> Estimate:
+        group = self.rows[(self.rows["scenario"] == scenario) & (self.rows["depth"] == depth) & (self.rows["t"] == 0)]
+        seeds = group.sort_values(PROBE)["seed"].to_numpy()
+        values = found.effectivity[i]
+        return estimate_nested([values[seeds == s].tolist() for s in np.unique(seeds)])
+
+    @property
+    def headline(self) -> str:
+        """One sentence with the numbers that matter."""
+        rows = self.summary[self.summary["scenario"] == "paraphrase"].to_dict("records")
+        each = ", ".join(f"{row['depth']} {row['effectivity']:+.2f}" for row in rows)
+        n = self.rows["passage"].nunique()
+        return (
+            f"One injection changes log-probability per token by {each} nats (paraphrase scenario; never injected "
+            f"{self.drift:+.2f} in the whole run; {n} passages, {self.settings.seeds} seeds)."
+        )
+
+    @property
+    def drift(self) -> float:
+        """Rise of the passages that were never injected, from the first to the last probe."""
+        c = self.curve[self.curve["scenario"] == CONTROL]
+        return float(c[c["t"] == c["t"].max()]["mean"].mean())
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The summary."""
+        return self.summary
+
+    def table(self) -> str:
+        """The summary as text."""
+        cells = [
+            [
+                r["scenario"],
+                r["depth"],
+                f"{r['effectivity']:+.2f} ({r['low']:+.2f} to {r['high']:+.2f})",
+                f"{r['effectivity_last']:+.2f}",
+                f"{r['decay_per_decade']:.2f}",
+                f"{r['tau']:.3g}",
+                r["n"],
+                r["left_out"],
+                f"{r['censored']:.0%}",
+            ]
+            for r in self.summary.to_dict("records")
+        ]
+        heads = [
+            "scenario",
+            "depth",
+            "effectivity, first (nats)",
+            "last",
+            "lost per decade",
+            "tau",
+            "probes",
+            "left out",
+        ]
+        return aligned([*heads, "censored"], cells)
+
+    def figures(self) -> dict[str, go.Figure]:
+        """By name."""
+        from editlab.viz.memory import memory_acquisition, memory_retainability
+
+        return {"acquisition": memory_acquisition(self), "retainability": memory_retainability(self)}
+
+    def plot(self) -> go.Figure:
+        """Log-probability along the run."""
+        return self.figures()["acquisition"]
+
+    def remarks(self) -> list[str]:
+        """What a reader must know of the numbers."""
+        says = [f"{name}: ended early, {why}." for name, why in self.aborted]
+        says.append(f"Passages that were never injected moved by {self.drift:+.2f} nats: style and drift.")
+        out, n = int(self.summary["left_out"].sum()), int(self.summary["n"].sum())
+        says.append(f"{out} of {n} probes gained under {LEAST_GAIN} nat and are left out of retainability.")
+        if self.summary["censored"].max() > 0.5:
+            says.append("Many maxima lie at their window's end (censored): use a longer interval or window.")
+        if self.settings.seeds == 1:
+            says.append("One seed: intervals are over probes only, with no run-to-run variance.")
+        return says
+
+    def _repr_html_(self) -> str:
+        notes = "".join(f"<li>{html.escape(r)}</li>" for r in self.remarks())
+        return f"<p>{html.escape(self.headline)}</p><ul>{notes}</ul>{self.summary.to_html(index=False)}"

@@ -1,0 +1,198 @@
+"""What `survive` found: how taught facts fade, engine by engine."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from editlab.evaluation.statistics import Estimate, estimate_nested
+from editlab.probes.memory.survival import Lifetimes
+from editlab.runs.memory.curves import aligned, share_text
+from editlab.runs.memory.survive import LOADED, MATCHED, TRAIN, SurviveSettings
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+MEASURES = {
+    "recall": "exact",
+    "recognition": "recognised",
+    "recall of paraphrases": "paraphrased",
+    "neighbours as before": "neighbours",
+}
+OF_STATE = {"weight change kept": "kept", "prompts routed": "routed", "loss of others": "control_loss"}
+
+
+@dataclass(frozen=True)
+class SurviveResult:
+    """Rows: one per engine, stream of filler, time and fact.
+
+    Attributes:
+        aborted: courses that had to end, and why.
+    """
+
+    rows: pd.DataFrame
+    settings: SurviveSettings
+    model: str
+    aborted: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def engines(self) -> list[str]:
+        """In the order they taught."""
+        return list(dict.fromkeys(self.rows["engine"]))
+
+    @cached_property
+    def curve(self) -> pd.DataFrame:
+        """Long table: engine, t, measure, mean, low, high, n, seeds, before (the unedited model's level)."""
+        out = []
+        rows = self.rows.assign(gain=self.rows["lp"] - self.rows["base_lp"])
+        start = rows[rows["t"] == 0].groupby("engine")["gain"].mean()
+        for key, group in rows.groupby(["engine", "t"], sort=False):
+            engine = str(key[0])
+            where = {"engine": engine, "t": int(group["t"].iloc[0]), "seeds": group["seed"].nunique()}
+            columns = {name: group[c].astype(float) for name, c in MEASURES.items() if group[c].notna().all()}
+            columns["gain kept"] = group["gain"] / start[engine]
+            for name, values in columns.items():
+                e = estimate_nested([v.to_list() for _, v in values.groupby(group["seed"])])
+                level = group[f"base_{MEASURES[name]}"].astype(float).mean() if name in MEASURES else 0.0
+                numbers = {"mean": e.mean, "low": e.low, "high": e.high, "n": e.n, "before": float(level)}
+                out.append({**where, "measure": name, **numbers})
+            for name, column in OF_STATE.items():
+                values = group.groupby("seed")[column].first().astype(float)
+                if values.notna().all():
+                    numbers = {"mean": values.mean(), "low": values.min(), "high": values.max(), "n": len(values)}
+                    out.append({**where, "measure": name, **numbers, "before": None})
+        return pd.DataFrame(out)
+
+    def value(self, engine: str, measure: str, t: int = 0) -> Estimate:
+        """One point; NaN where there is none."""
+        c = self.curve
+        found = c[(c["engine"] == engine) & (c["measure"] == measure) & (c["t"] == t)]
+        if found.empty:
+            return Estimate(float("nan"), float("nan"), float("nan"), 0)
+        r = found.iloc[0]
+        return Estimate(r["mean"], r["low"], r["high"], int(r["n"]))
+
+    @cached_property
+    def gains(self) -> dict[str, float]:
+        """Mean rise of the new answers' log-probability at t = 0, by engine: where each starts."""
+        rows = self.rows[self.rows["t"] == 0]
+        return {str(e): float((g["lp"] - g["base_lp"]).mean()) for e, g in rows.groupby("engine", sort=False)}
+
+    @cached_property
+    def lifetimes(self) -> dict[str, dict[str, Lifetimes]]:
+        """By engine: of recall, and of recognition (preferred to every other answer)."""
+        found: dict[str, dict[str, Lifetimes]] = {}
+        for engine, group in self.rows.groupby("engine", sort=False):
+            found[str(engine)] = {}
+            for name, alive in (("recall", group["exact"] == 1), ("recognition", group["recognised"] == 1)):
+                wide = group.assign(alive=alive).pivot(index=["seed", "item"], columns="t", values="alive").dropna()
+                found[str(engine)][name] = Lifetimes.of([float(t) for t in wide.columns], wide.to_numpy(bool))
+        return found
+
+    @cached_property
+    def half_lives(self) -> pd.DataFrame:
+        """engine, gain at t = 0, n recalled at t = 0, half-lives with 95 %, p of the log-rank test against training."""
+        out = []
+        last = float(self.rows["t"].max())
+        reference = next((e for e in (MATCHED, TRAIN) if e in self.lifetimes), None)
+        for engine, found in self.lifetimes.items():
+            low, high = found["recall"].half_life_interval()
+            against = found["recall"].differs_from(self.lifetimes[reference]["recall"]) if reference else float("nan")
+            out.append(
+                {
+                    "engine": engine,
+                    "gain": self.gains[engine],
+                    "recalled": found["recall"].ends.size,
+                    "half_life_recall": found["recall"].half_life,
+                    "low": low,
+                    "high": high,
+                    "half_life_recognition": found["recognition"].half_life,
+                    "p": float("nan") if engine == reference else against,
+                    "change_kept": self.value(engine, "weight change kept", int(last)).mean,
+                }
+            )
+        return pd.DataFrame(out)
+
+    @property
+    def headline(self) -> str:
+        """One sentence with the numbers that matter."""
+        last = int(self.rows["t"].max())
+        rate = f"lr {self.settings.later_lr:g}, batch {self.settings.filler_batch}"
+        n = self.rows["item"].nunique()
+        if LOADED in self.engines:
+            start, end = self.value(LOADED, "recall"), self.value(LOADED, "recall", last)
+            half = updates_text(self.lifetimes[LOADED]["recall"].half_life, last)
+            return (
+                f"Half-life of the edit under further training ({rate}): {half}; recalled exactly "
+                f"{share_text(start)} at first and {share_text(end)} after {last} updates (n = {n} facts, "
+                f"{self.settings.seeds} streams of filler)."
+            )
+        halves = ", ".join(
+            f"{r['engine']} {updates_text(r['half_life_recall'], last)}"
+            for r in self.half_lives.to_dict("records")
+            if r["recalled"]
+        )
+        return f"Half-life of exact recall under further training ({rate}), n = {n} facts: {halves}."
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The curve."""
+        return self.curve
+
+    def table(self) -> str:
+        """Half-lives and what is left, engine by engine."""
+        last = int(self.rows["t"].max())
+        cells = []
+        for r in self.half_lives.to_dict("records"):
+            engine, p, kept = r["engine"], r["p"], r["change_kept"]
+            points = [("recall", 0), ("recall", last), ("recognition", last)]
+            cells.append(
+                [
+                    engine,
+                    f"{r['gain']:.2f}",
+                    *(share_text(self.value(engine, measure, t)) for measure, t in points),
+                    *(updates_text(r[f"half_life_{measure}"], last) for measure in ("recall", "recognition")),
+                    "-" if np.isnan(p) else f"{p:.2g}",
+                    "-" if np.isnan(kept) else f"{kept:.1%}",
+                ]
+            )
+        at_end = [f"recall at {last}", f"recognition at {last}"]
+        halves = ["half-life of recall", "of recognition"]
+        heads = ["engine", "gain (nats)", "recall at 0", *at_end, *halves, "p", "change kept"]
+        return aligned(heads, cells)
+
+    def figures(self) -> dict[str, go.Figure]:
+        """By name."""
+        from editlab.viz.memory import memory_survival
+
+        return {"survival": memory_survival(self)}
+
+    def plot(self) -> go.Figure:
+        """Recall, recognition and kept gain against time."""
+        return self.figures()["survival"]
+
+    def remarks(self) -> list[str]:
+        """What a reader must know of the numbers."""
+        says = [f"{name}: ended early, {why}." for name, why in self.aborted]
+        base = self.curve[self.curve["measure"] == "recognition"]["before"]
+        if len(base):
+            says.append(f"Before anything was taught, the new answer was preferred in {base.iloc[0]:.0%} of choices.")
+        says.append("p: log-rank test of recall's lifetimes against training. Change kept: along what was taught.")
+        if self.settings.seeds == 1:
+            says.append("One stream of filler: intervals are over facts only.")
+        return says
+
+    def _repr_html_(self) -> str:
+        notes = "".join(f"<li>{html.escape(r)}</li>" for r in self.remarks())
+        return f"<p>{html.escape(self.headline)}</p><ul>{notes}</ul>{self.half_lives.to_html(index=False)}"
+
+
+def updates_text(t: float, horizon: float) -> str:
+    """A half-life in words."""
+    if np.isnan(t):
+        return "never recalled"
+    return f"{t:g} updates" if np.isfinite(t) else f"more than {horizon:g} updates"

@@ -1,0 +1,108 @@
+"""Acquisition: the definitions on planted curves, the schedule, and a learner that acquires."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_lm import make_lm
+
+from editlab.data.stimuli import invented_passages
+from editlab.errors import ConfigError
+from editlab.probes.memory.acquisition import DEPTHS, acquired
+from editlab.runs.memory.acquire import AcquireSettings, acquire_courses
+from editlab.runs.memory.run import run_memory
+from editlab.runs.memory.study import ids_of
+from editlab.runs.memory.verbs import VERBS
+
+T = list(range(0, 61))
+SMALL = AcquireSettings(
+    passages=1, injections=2, interval=3, after=6, window=3, seeds=1, lr=3e-3, block=40, filler_batch=2
+)
+
+
+def planted(jumps: list[float], peak: int = 2) -> np.ndarray:
+    """Probes that jump at 0, 20 and 40, are best `peak` updates later, and lose a tenth of the jump per decade."""
+    out = np.zeros((len(T), len(jumps)))
+    for q, jump in enumerate(jumps):
+        for start in (0, 20, 40):
+            for t in T:
+                if t > start:
+                    s = t - start - peak
+                    out[t, q] += jump * (1 if s < 1 else 1 - 0.1 * np.log10(s)) * (0.5 if s < 0 else 1)
+    return out
+
+
+def test_definitions_on_a_planted_curve() -> None:
+    lp = planted([1.0, 2.0, 0.001])
+    found = acquired(T, lp, (0, 20, 40), window=20, after=(0, 1, 2, 5, 10, 18, 99))
+    assert found.effectivity[0] == pytest.approx([1.0, 2.0, 0.001])
+    assert not found.censored.any()
+    assert found.kept.tolist() == [True, True, False]
+    assert found.times.tolist() == [0, 1, 2, 5, 10, 18]
+    assert found.retainability[0] == 1
+    a, tau = found.decay()
+    # Of three jumps in all, the last two of which are younger: the slope is what their decays add up to.
+    by_hand = found.gain[0] / found.gain[0, 0]
+    assert found.retainability == pytest.approx(by_hand)
+    assert a == pytest.approx(-np.polyfit(np.log10([1, 2, 5, 10, 18]), by_hand[1:], 1)[0]) and a > 0
+    assert tau > 60
+
+
+def test_one_jump_gives_its_planted_decay() -> None:
+    lp = planted([1.0])[:20]
+    found = acquired(T[:20], lp, (0,), window=5, after=(0, 1, 2, 5, 10))
+    a, tau = found.decay()
+    assert a == pytest.approx(0.1, abs=1e-6) and tau == pytest.approx(1e10, rel=1e-3)
+
+
+def test_without_momentum_the_maximum_is_the_next_update() -> None:
+    lp = planted([1.0], peak=1)
+    found = acquired(T, lp, (0, 20, 40), window=1, after=(0, 1))
+    assert found.effectivity[:, 0] == pytest.approx(lp[[1, 21, 41], 0] - lp[[0, 20, 40], 0])
+
+
+def test_what_never_moves_has_no_retainability_and_no_infinity() -> None:
+    found = acquired(T, np.zeros((len(T), 3)), (0, 20, 40), window=20, after=(0, 1, 2, 5))
+    assert (found.effectivity == 0).all() and not found.kept.any()
+    assert np.isnan(found.retainability).all() and np.isnan(found.decay()[0])
+
+
+def test_the_schedule_injects_what_each_scenario_says() -> None:
+    lm = make_lm("llama")
+    (course,) = acquire_courses(lm, SMALL)
+    (phase,) = course.phases
+    passages = invented_passages(4, 0)
+    rows = [ids_of(lm, p.train_context, SMALL.block) for p in passages]
+    assert [len(b) for b in phase.batches] == [5, 2, 2, 4, 2, 2, 2, 2, 2]
+    assert all(rows[i] in phase.batches[0] for i in range(3))
+    assert rows[1] in phase.batches[3] and rows[2] not in phase.batches[3]
+    assert ids_of(lm, passages[0].paraphrases[0], SMALL.block) in phase.batches[3]
+    assert not any(rows[3] in batch for batch in phase.batches)
+    assert phase.opt_state == "carry" and course.probes == (0, 1, 2, 3, 4, 5, 6, 8, 9)
+
+
+def test_a_learner_acquires_and_controls_do_not(tmp_path: Path) -> None:
+    lm = make_lm("llama")
+    result = run_memory(lm, VERBS["acquire"], SMALL, tmp_path / "run")
+    assert lm.state_hash == lm.base_hash
+    curve = result.curve.set_index(["scenario", "depth", "t"])["mean"]
+    assert (curve.xs(0, level="t") == 0).all()
+    end = curve.index.get_level_values("t").max()
+    assert curve["duplication", "memorisation", end] > curve["never", "memorisation", end] + 0.1
+    assert set(result.summary["depth"]) == set(DEPTHS)
+    assert "injection" in result.headline and len(result.figures()) == 2
+
+
+def test_passages_of_ones_own(tmp_path: Path) -> None:
+    lm = make_lm("llama")
+    made = [p.model_dump(mode="json", exclude={"id", "paraphrases"}) for p in invented_passages(4, 9)]
+    path = tmp_path / "passages.json"
+    path.write_text(json.dumps(made))
+    (course,) = acquire_courses(lm, SMALL.model_copy(update={"file": str(path)}))
+    row = ids_of(lm, made[0]["train_context"], SMALL.block)
+    assert row in course.phases[0].batches[0] and row in course.phases[0].batches[3]
+    with pytest.raises(ConfigError, match="has 4 fictional passages, 7 are needed"):
+        acquire_courses(lm, SMALL.model_copy(update={"file": str(path), "passages": 2}))

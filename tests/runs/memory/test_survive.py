@@ -1,0 +1,156 @@
+"""Taught facts under further training: every engine starts where it should, and what is measured is what happened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cli_fixtures import ROWS, WORDS, Cli
+from tiny_lm import make_lm
+
+from editlab.data.formats import read_fact
+from editlab.errors import ConfigError
+from editlab.lm import LM
+from editlab.probes.memory.taught import others_of, read_facts
+from editlab.runs.journal import Journal
+from editlab.runs.memory.lasting import SurviveResult
+from editlab.runs.memory.learner import Learner
+from editlab.runs.memory.run import run_memory
+from editlab.runs.memory.survive import MATCHED, TRAIN, SurviveSettings, Teacher, kept_share, survive_courses
+from editlab.runs.memory.verbs import VERBS
+
+FACTS = [read_fact(row) for row in ROWS]
+
+
+@pytest.fixture(scope="module")
+def lm() -> LM:
+    return make_lm("llama")
+
+
+@pytest.fixture
+def settings(facts: Path) -> SurviveSettings:
+    return SurviveSettings(
+        engines=(TRAIN, MATCHED, "ft"),
+        methods={"ft": {"norm_constraint": 0.5, "lr": 0.05}},
+        file=str(facts),
+        items=3,
+        seeds=2,
+        exposures=4,
+        lr=3e-3,
+        times=(1, 2, 4),
+        block=32,
+    )
+
+
+def test_a_reading_agrees_with_what_the_model_says(lm: LM) -> None:
+    others = others_of(FACTS)
+    assert others[0][0] == "Oslo" and all(f.target_new not in rest for f, rest in zip(FACTS, others, strict=True))
+    for fact, reading in zip(FACTS, read_facts(lm, FACTS, others), strict=True):
+        said = lm.generate(fact.text, len(lm.tokens(" " + fact.target_new, special=False)[0]))[0]
+        assert reading.exact == (said == " " + fact.target_new)
+        assert reading.lp < 0 and 0 <= reading.recognised <= 1
+        assert np.isnan(reading.neighbours) == (not (fact.neighbours and fact.target_true))
+    learner = Learner(lm)
+    for _ in range(60):
+        learner.step([tuple(lm.tokens(f"{f.text} {f.target_new}")[0]) for f in FACTS], 1e-2)
+    assert all(r.exact and r.recognised == 1 for r in read_facts(learner.lm, FACTS, others))
+
+
+def test_matched_training_starts_where_the_edits_do(lm: LM, settings: SurviveSettings) -> None:
+    teacher = Teacher(lm, FACTS, settings)
+    edited, trained = teacher.gain(teacher.taught("ft")), teacher.gain(teacher.taught(MATCHED))
+    assert edited > 0.1 and trained == pytest.approx(edited, rel=0.1)
+    assert teacher.gain(lm) == pytest.approx(0, abs=1e-5)  # (read in other batches)
+    assert lm.state_hash == lm.base_hash
+
+
+def test_the_share_of_a_change_that_is_left(lm: LM, settings: SurviveSettings) -> None:
+    taught = Teacher(lm, FACTS, settings).taught("ft")
+    learner = Learner(taught)
+    assert kept_share(learner, lm) == pytest.approx(1, abs=1e-6)
+    (name,) = [n for n, w in lm.model.named_parameters() if not torch.equal(w, taught.model.get_parameter(n))]
+    with torch.no_grad():
+        learner.weights[name].copy_(torch.lerp(lm.model.get_parameter(name), learner.weights[name], 0.25))
+        next(w for n, w in learner.weights.items() if n != name).add_(1.0)  # elsewhere: does not count
+    assert kept_share(learner, lm) == pytest.approx(0.25, abs=1e-4)
+    assert kept_share(Learner(lm), lm) is None
+
+
+def test_all_engines_see_the_same_stream_and_are_compared(lm: LM, settings: SurviveSettings, tmp_path: Path) -> None:
+    courses = survive_courses(lm, settings)
+    assert len({c.phases for c in courses}) == settings.seeds
+    result: SurviveResult = run_memory(lm, VERBS["survive"], settings, tmp_path / "run")
+    assert lm.state_hash == lm.base_hash
+    assert len(result.rows) == 3 * 2 * 4 * 3
+    assert result.engines == [TRAIN, MATCHED, "ft"]
+    for engine in result.engines:
+        assert result.value(engine, "gain kept").mean == pytest.approx(1, abs=1e-6)
+        assert result.value(engine, "weight change kept").mean == pytest.approx(1, abs=1e-6)
+        assert result.value(engine, "weight change kept", 4).mean != 1
+    assert result.gains[MATCHED] == pytest.approx(result.gains["ft"], rel=0.1)
+    assert set(result.half_lives["engine"]) == set(result.engines)
+    assert "Half-life" in result.headline and result.plot().data
+    # Probes at t = 0 are the taught model's own, whatever the filler.
+    start = result.rows[result.rows["t"] == 0].pivot(index=["engine", "item"], columns="seed", values="lp")
+    assert (start[0] == start[1]).all()
+
+
+def test_a_side_memory_stays_in_force_and_untrained(lm: LM, settings: SurviveSettings, tmp_path: Path) -> None:
+    words = np.random.default_rng(0).choice(WORDS, (200, 12))
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(" ".join(line) for line in words))
+    twin = lm.fork()
+    twin.edit(FACTS, "grace")
+    learner = Learner(twin)
+    records = [[r.to_record() for r in read_facts(x, FACTS, others_of(FACTS))] for x in (learner.lm, twin, lm)]
+    assert records[0] == records[1] != records[2]
+    learner.step([(5, 6, 7, 8, 9)], 1e-4)
+    assert learner.lm.routes.digest == twin.routes.digest
+    result = run_memory(twin, VERBS["survive"], settings.model_copy(update={"seeds": 1}), tmp_path / "run")
+    assert result.engines == ["loaded edits", TRAIN, MATCHED]
+    assert result.value("loaded edits", "prompts routed").mean == 1
+    assert result.value("loaded edits", "weight change kept").n == 0
+    assert "Half-life of the edit" in result.headline
+
+
+def test_a_stopped_run_is_gone_on_with(lm: LM, settings: SurviveSettings, tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(step) -> None:
+        if step.task == "training" and step.done == 10:
+            raise Stop
+
+    run_memory(lm, VERBS["survive"], settings, tmp_path / "whole")
+    with pytest.raises(Stop):
+        run_memory(lm, VERBS["survive"], settings, tmp_path / "broken", stop)
+    run_memory(lm, VERBS["survive"], settings, tmp_path / "broken")
+    whole, broken = (
+        [{k: v for k, v in e.items() if k != "seconds"} for e in Journal(tmp_path / name).events]
+        for name in ("whole", "broken")
+    )
+    assert whole == broken
+
+
+def test_engines_are_checked(lm: LM, settings: SurviveSettings) -> None:
+    with pytest.raises(ConfigError, match="no method 'rom'"):
+        survive_courses(lm, settings.model_copy(update={"engines": ("rom",)}))
+    with pytest.raises(ConfigError, match="needs edits"):
+        survive_courses(lm, settings.model_copy(update={"engines": ("loaded edits",)}))
+    with pytest.raises(ConfigError, match="no edit to match"):
+        Teacher(lm, FACTS, settings.model_copy(update={"engines": (MATCHED,)})).taught(MATCHED)
+
+
+def test_the_command_asks_how_long_an_edit_lasts(
+    cli: Cli, model: Callable[..., Path], run_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    small = ["--set", "seeds=1", "--set", "block=32", "--updates", "2", "-m", model(), "--json", "-q"]
+    ended = cli("memory", "survive", run_of(), *small, "--out", tmp_path / "lasts")
+    assert ended.code == 0, ended
+    assert "Half-life of the edit" in ended.data["headline"]
+    assert {r["engine"] for r in ended.data["rows"]} == {"loaded edits"}
+    refused = cli("memory", "survive", run_of(name="b"), "--file", "x.jsonl", "-m", model(), "-q")
+    assert refused.code == 2 and "brings its own facts" in refused.err
