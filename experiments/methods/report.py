@@ -8,6 +8,7 @@ import pandas as pd
 
 from editlab.viz.style import COLOURS, DASHES, MARKERS
 
+METHODS = ("rome", "memit", "emmet", "emmet-released", "alphaedit", "ultraedit", "ft", "lora")
 SHOWN = {
     "efficacy": "efficacy", "paraphrase": "paraphrase", "neighbourhood": "neighbourhood", "score": "S",
     "efficacy_argmax": "argmax", "efficacy_said": "said",
@@ -47,7 +48,10 @@ def _markdown(table: pd.DataFrame) -> str:
         "|---" * (len(SHOWN) + 6) + "|",
     ]
     keys = ["method", "batch", "settings", "n"]
-    for (method, batch, settings, n), rows in table.groupby(keys, sort=False):
+    base: dict[int, list[str]] = {}
+    order = {method: i for i, method in enumerate(METHODS)}
+    groups = sorted(table.groupby(keys, sort=False), key=lambda g: (g[0][1], order.get(g[0][0], len(order))))
+    for (method, batch, settings, n), rows in groups:
         by = rows.set_index("metric")
         cells = [_share(by, name) for name in SHOWN]
         kl = f"{by.edited['control_kl']:.3f}" if "control_kl" in by.index else "-"
@@ -56,13 +60,15 @@ def _markdown(table: pd.DataFrame) -> str:
         name = method + (f" `{settings}`" if settings else "") + (f", {failed} failed" if failed else "")
         seconds = float(by.seconds.iloc[0]) / max(1, n - failed)
         lines.append(f"| {name} | {batch} | {n} | {' | '.join(cells)} | {kl} | {ppl} | {seconds:.2f} |")
-    first = table.drop_duplicates("metric").set_index("metric")
-    base = [f"{first.base[name]:.1%}" if name in first.index else "-" for name in SHOWN]
-    lines.append(f"| none | | | {' | '.join(base)} | 0 | | |")
+        unedited = rows.set_index("metric").base
+        base[n] = [f"{100 * unedited[name]:.1f}" if name in unedited.index else "-" for name in SHOWN]
+    lines += [f"| none | | {n} | {' | '.join(base[n])} | 0 | | |" for n in sorted(base)]
     lines += [
         "",
-        "Shares in percent with 95 % intervals over facts; chance is 50 for the first three. Published, larger models,",
-        "on their own samples of CounterFact:",
+        "Shares in percent with 95 % intervals over facts; chance is 50 for the first three. n differs with the facts",
+        "of an edit: 256 take all there are, and of single edits, each a model of its own, fewer were made. Values",
+        "are kept and shared, so seconds have them only where no other method had asked before; the machine had other",
+        "work at the time. Published, larger models, on their own samples of CounterFact:",
         "",
         "| model | method | facts an edit | efficacy | paraphrase | neighbourhood | S | source |",
         "|---|---|---|---|---|---|---|---|",

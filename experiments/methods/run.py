@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from report import METHODS, write
 
 from editlab import LM, Fact
 from editlab.config import parse_overrides
@@ -30,7 +31,6 @@ from editlab.evaluation.known import preferred
 from editlab.evaluation.metrics.counterfact import harmonic
 from editlab.evaluation.statistics import Estimate, estimate, estimate_joint
 
-METHODS = ("rome", "memit", "emmet", "emmet-released", "alphaedit", "ultraedit", "ft", "lora")
 OF_FACTS = (
     "efficacy", "paraphrase", "neighbourhood", "efficacy_argmax", "paraphrase_argmax", "neighbourhood_argmax",
     "efficacy_said",
@@ -53,8 +53,6 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="write the table and the figure, and nothing else")
     options = parser.parse_args()
     if options.report:
-        from report import write
-
         write(options.out)
         return
     if not options.facts:
