@@ -20,7 +20,8 @@ from editlab.evaluation.results import Evaluation
 from editlab.facts import Fact
 from editlab.lm import LM
 from editlab.probes.routing import Routing
-from editlab.probes.trace import Config, Trace, TraceAverage, trace_many
+from editlab.probes.trace import Config, trace_many
+from editlab.probes.trace_results import Trace, TraceAverage
 from editlab.progress import OnStep, StepInfo
 from editlab.report import EditReport
 from editlab.runs import (

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from editlab.probes.conflicts.behaviour import Behaviour
     from editlab.probes.result import ProbeResult
     from editlab.probes.routing import Routing
-    from editlab.probes.trace import Trace
+    from editlab.probes.trace_results import Trace
 
 MEMORIES = "memories"  # in a saved model's folder, the pack of its side memories
 

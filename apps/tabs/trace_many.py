@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from editlab.data.relations import relation
-from editlab.probes.trace import TraceAverage, in_words
+from editlab.probes.trace_results import TraceAverage, in_words
 from editlab.viz.files import page_html
 from editlab.viz.locate import trace_lines
 

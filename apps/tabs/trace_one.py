@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from editlab.probes.trace import Trace, in_words
+from editlab.probes.trace_results import Trace, in_words
 from editlab.viz.files import page_html
 from editlab.viz.locate import trace_heatmap, with_points
 

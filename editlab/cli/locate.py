@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from rich.table import Table
 
-    from editlab.probes.trace import Trace, TraceAverage
+    from editlab.probes.trace_results import Trace, TraceAverage
 
 ASKED = ("model", "edits", "prompt", "subject", "answer", "file", "limit")  # of a config file, beside the settings
 SHADES = " ░▒▓█"
@@ -62,7 +62,8 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Which layers and tokens carry a fact: restore clean states in a corrupted run, one at a time."""
         from editlab.config import build, load_yaml, parse_overrides
-        from editlab.probes.trace import Config, in_words, trace_many
+        from editlab.probes.trace import Config, trace_many
+        from editlab.probes.trace_results import in_words
 
         with Output(as_json=as_json, quiet=quiet) as out:
             given = load_yaml(config_file) if config_file else {}

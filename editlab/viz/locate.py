@@ -9,7 +9,7 @@ from editlab.viz.style import COLOURS, DASHES, MARKERS
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from editlab.probes.trace import Trace, TraceAverage
+    from editlab.probes.trace_results import Trace, TraceAverage
 
 
 def trace_heatmap(trace: Trace) -> go.Figure:

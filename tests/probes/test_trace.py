@@ -13,7 +13,8 @@ from tiny_lm import make_lm
 from editlab import LM, Fact
 from editlab.errors import RequestError
 from editlab.hooks.batch import pad_rows
-from editlab.probes.trace import ROLES, SITE, Config, Trace, noise_scale, roles, suggest, trace, trace_many
+from editlab.probes.trace import SITE, Config, noise_scale, trace, trace_many
+from editlab.probes.trace_results import ROLES, Trace, roles, suggest
 
 FACT = Fact(prompt="In the old town of {} the people made", subject="New Vinland", target_new="x")
 QUICK: dict[str, Any] = {"samples": 3, "min_gap": -1.0, "noise": 3.0}

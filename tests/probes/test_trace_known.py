@@ -10,7 +10,8 @@ import pytest
 from editlab import LM
 from editlab.data.relations import relation
 from editlab.evaluation.known import known
-from editlab.probes.trace import ROLES, Config, trace_many
+from editlab.probes.trace import Config, trace_many
+from editlab.probes.trace_results import ROLES
 
 
 @pytest.mark.parametrize("name", ["factworld-gpt2", "factworld-llama"])
