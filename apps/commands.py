@@ -67,6 +67,17 @@ def conflicts(verb: str, model: str, asked: Mapping[str, Any], settings: Mapping
     return shlex.join([*words, *_overrides(settings)])
 
 
+def memory(model: str, verb: str, values: Mapping[str, Any]) -> str:
+    """A study of memory."""
+    shown = {k: v for k, v in values.items() if k not in ("kinds", "engines")}
+    words = ["editlab", "memory", verb, "--model", model]
+    words += [word for kind in values.get("kinds", ()) for word in ("--kind", kind)]
+    words += [word for engine in values.get("engines", ()) for word in ("--engine", engine)]
+    if verb != "survive":
+        return shlex.join([*words, *_overrides(shown)])
+    return shlex.join([*words, *(word for setting in _overrides(shown) for word in ("--set", setting))])
+
+
 def generate(model: str, prompt: str, max_new_tokens: int) -> str:
     """Continue a prompt."""
     words = ["editlab", "generate", "--model", model, "--prompt", prompt, "--max-new-tokens", str(max_new_tokens)]

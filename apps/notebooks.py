@@ -15,6 +15,8 @@ def of_run(run: RunRecord) -> dict[str, Any]:
     start = f"from editlab import LM\n\nlm = LM.from_pretrained({model})"
     if run.kind == "locate":
         parts = [start, _locate(run)]
+    elif run.kind == "memory":
+        parts = [start, _memory(run)]
     elif run.is_batch:
         parts = [start, *_batch(run)]
     elif run.kind == "eval":
@@ -27,6 +29,16 @@ def of_run(run: RunRecord) -> dict[str, Any]:
     cells = [_cell(i, kind, text) for i, (kind, text) in enumerate(zip(kinds, [title, *parts], strict=True))]
     language = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     return {"nbformat": 4, "nbformat_minor": 5, "metadata": language, "cells": cells}
+
+
+def _memory(run: RunRecord) -> str:
+    verb = run.manifest.get("verb", "retain")
+    return (
+        "from pathlib import Path\n\nfrom editlab.runs.memory.run import run_memory\n"
+        "from editlab.runs.memory.verbs import VERBS\n\n"
+        f"verb = VERBS[{verb!r}]\nsettings = verb.settings(**{run.manifest.get('config', {})!r})\n"
+        f"found = run_memory(lm, verb, settings, Path('runs', 'again-{run.name}'))\nfound.plot()"
+    )
 
 
 def _locate(run: RunRecord) -> str:

@@ -16,6 +16,7 @@ from editlab.config import build
 from editlab.edits.preserve import covariances
 from editlab.edits.presets import with_preset
 from editlab.edits.settings import SeveralLayersSettings, edit_layer, edit_layers
+from editlab.errors import ConfigError
 from editlab.evaluation.results import Evaluation
 from editlab.facts import Fact
 from editlab.lm import LM
@@ -38,6 +39,11 @@ from editlab.runs import (
     write_run,
     write_table,
 )
+from editlab.runs.memory.estimate import Cost
+from editlab.runs.memory.estimate import cost as memory_cost_of
+from editlab.runs.memory.run import Verb, read_planned, run_memory
+from editlab.runs.memory.settings import TrainingSettings
+from editlab.runs.memory.verbs import VERBS
 from editlab.runs.records import recorded_mode
 from editlab.viz.edits import batch_points, edit_probabilities, edits_so_far
 from editlab.viz.files import save_figures
@@ -161,6 +167,40 @@ def locate_many(lm: LM, facts: Sequence[Fact], settings: Mapping[str, Any], root
         return Ran(_write_trace(twin, found, root, {"left_out": left_out}), found)
 
     return work
+
+
+def memory(lm: LM, verb: str, settings: TrainingSettings, root: Path) -> Callable[[OnStep], Ran]:
+    """A study of memory, into a new run folder."""
+    return _memory(lm.fork(), VERBS[verb], settings, run_folder("memory", lm.base_hash, root))
+
+
+def memory_cost(lm: LM, verb: str, settings: TrainingSettings) -> Callable[[OnStep], Cost]:
+    """What a study would cost, measured on one update and one probe."""
+    twin, chosen = lm.fork(), VERBS[verb]
+
+    def work(on_step: OnStep) -> Cost:
+        return memory_cost_of(twin, settings, chosen.courses(twin, settings, on_step), chosen.probed(settings))
+
+    return work
+
+
+def resume_memory(plain: LM, folder: Path) -> Callable[[OnStep], Ran]:
+    """Go on with a study that was interrupted.
+
+    Raises:
+        ConfigError: the folder is none.
+    """
+    planned = read_planned(folder, VERBS)
+    if planned is None:
+        raise ConfigError(f"'{folder.name}' is no study of memory.")
+    twin = plain.fork()
+    if planned.edits is not None:
+        twin.load_edits(planned.edits)
+    return _memory(twin, planned.verb, planned.settings, folder)
+
+
+def _memory(twin: LM, verb: Verb, settings: TrainingSettings, folder: Path) -> Callable[[OnStep], Ran]:
+    return lambda on_step: Ran(folder, run_memory(twin, verb, settings, folder, on_step))
 
 
 def _write_trace(lm: LM, found: Trace | TraceAverage, root: Path, extra: Mapping[str, Any]) -> Path:

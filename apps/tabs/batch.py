@@ -35,7 +35,7 @@ def draw(lab: session.Lab) -> None:
     right.caption(errors.plain(plugins.summary(method)))
     with errors.shown():
         _form(lab, method, facts, flawed)
-    interrupted = [run for run in list_runs(lab.runs_root) if run.state == "interrupted"]
+    interrupted = [run for run in list_runs(lab.runs_root) if run.state == "interrupted" and run.is_batch]
     if interrupted and lab.job is None:
         resume(lab, interrupted)
     _cost(lab)

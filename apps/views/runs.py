@@ -25,6 +25,7 @@ SLOT = "runs.evaluate"
 PER_PAGE = 50
 TABLE = "rn_table"
 FILE = "facts.jsonl"  # stands for a file that a run does not keep
+MEMORY = "memory"  # the slot of the Memory page
 MARKS = {
     "complete": "complete",
     "stopped": "stopped by a rule",
@@ -46,7 +47,7 @@ def page() -> None:
         )
         return
     _list(runs)
-    running = panel.progress(lab, SLOT) or panel.progress(lab, batch.SLOT)
+    running = any(panel.progress(lab, slot) for slot in (SLOT, batch.SLOT, MEMORY))
     if not running:
         for slot in (SLOT, batch.SLOT):
             session.show_outcome_error(lab.outcomes.get(slot))
@@ -140,7 +141,10 @@ def _buttons(lab: session.Lab, run: RunRecord, other: bool) -> None:
     with st.container(horizontal=True):
         if run.state == "interrupted" and st.button("Resume", type="primary", disabled=busy):
             with errors.shown():
-                lab.start(batch.SLOT, "Going on with a batch", work.resume(lab.plain, run.folder))
+                if run.kind == "memory":
+                    lab.start(MEMORY, "Going on with a study", work.resume_memory(lab.plain, run.folder))
+                else:
+                    lab.start(batch.SLOT, "Going on with a batch", work.resume(lab.plain, run.folder))
                 st.rerun()
         if is_pack:
             if st.button(

@@ -1,0 +1,159 @@
+"""Few-shot memory: what a private copy of the model keeps of texts that it sees a few times, or of edits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+from editlab_apps import commands, downloads, errors, links, panel, session, work
+
+from editlab.config import build
+from editlab.data.stimuli import KINDS
+from editlab.runs.memory.learner import memory_needed
+from editlab.runs.memory.settings import PRESETS, preset, spread
+from editlab.runs.memory.verbs import VERBS
+from editlab.runs.records import list_runs
+from editlab.viz.files import page_html
+
+TITLE = "Memory"
+SECTION = "Analyse"
+ORDER = 30
+
+SLOT, COST = "memory", "memory.cost"
+ASKS = {
+    "recognize": "Recognition: tell studied texts from foils",
+    "recall": "Recall: say the second half of a studied text",
+    "retain": "Retention: both, while training goes on with other text",
+    "survive": "Survival: edits against training, under further training",
+    "acquire": "Acquisition: passages injected into training",
+}
+STUDIES = ("recognize", "recall", "retain")
+
+
+def page() -> None:
+    """Draw the page."""
+    st.header("Memory")
+    lab = session.lab()
+    st.caption(
+        "This trains: on a full private copy, which starts from the model as it stands, edits included, and is dropped "
+        "at the end. Your model and ledger stay as they are."
+    )
+    verb = st.selectbox("Question", list(ASKS), format_func=ASKS.__getitem__, **links.bound("me_verb"))
+    links.check("me_verb", "question", verb, f"there are {', '.join(ASKS)}")
+    with errors.shown():
+        _form(lab, str(verb))
+    _interrupted(lab)
+    _cost(lab)
+    outcome = lab.outcomes.get(SLOT)
+    if panel.progress(lab, SLOT) or session.show_outcome_error(outcome):
+        return
+    if outcome is None:
+        st.info("Press Begin: curves with their intervals will stand here.", title="Nothing studied yet.")
+        return
+    _result(outcome.result)
+
+
+def _form(lab: session.Lab, verb: str) -> None:
+    with st.form("me_form"):
+        values = _study_fields(verb) if verb in STUDIES else _other_fields(lab, verb)
+        with st.container(horizontal=True):
+            wanted = st.form_submit_button("Begin", type="primary", disabled=lab.job is not None)
+            asked = st.form_submit_button(
+                "Estimate", disabled=lab.job is not None, help="Times one update and a probe."
+            )
+    settings = build(VERBS[verb].settings, values, f"memory {verb}")
+    need = memory_needed(lab.lm, settings.scope) / 1e9
+    st.caption(f"Needs {need:.2g} GB of memory beside the model: a copy, gradients, and Adam's two moments.")
+    if wanted:
+        lab.start(SLOT, "Studying memory", work.memory(lab.lm, verb, settings, lab.runs_root))
+        st.rerun()
+    if asked:
+        lab.start(COST, "Trying one update", work.memory_cost(lab.lm, verb, settings))
+        st.rerun()
+    with st.expander("The same on the command line"):
+        st.code(commands.memory(lab.lm.name, verb, values), language="bash", wrap_lines=True)
+
+
+def _study_fields(verb: str) -> dict[str, Any]:
+    columns = st.columns(3)
+    kind = columns[0].selectbox(
+        "Pairs", list(KINDS), format_func=lambda k: f"{k}: {KINDS[k][0]}", **links.bound("me_kind")
+    )
+    size = columns[1].number_input("Pairs in all", 2, 600, PRESETS["quick"]["items"], **links.bound("me_n"))
+    seeds = columns[2].number_input("Seeds", 1, 10, 1, **links.bound("me_seeds"))
+    columns = st.columns(3)
+    exposures = columns[0].number_input("Exposures", 1, 50, 3, **links.bound("me_k"))
+    lr = columns[1].number_input("Learning rate", 1e-6, 1e-1, 3e-4, 1e-4, "%g", **links.bound("me_lr"))
+    fill = columns[2].number_input(
+        "Updates on other text", 1, 1000, 20, **links.bound("me_fill"), disabled=verb != "retain"
+    )
+    own = st.toggle("Study the foils too, in a second run (chance is then exactly one half)", True, key="me_both")
+    links.check("me_kind", "kind of pairs", kind, f"there are {', '.join(KINDS)}")
+    links.check("me_n", "number of pairs", size, "2 to 600")
+    values: dict[str, Any] = preset("quick", retain=False)
+    values |= {"kinds": (kind,), "items": int(size), "seeds": int(seeds), "exposures": int(exposures), "lr": float(lr)}
+    values |= {"counterbalance": own, "rouge": verb == "recall"}
+    return values | ({"times": spread(int(fill))} if verb == "retain" else {})
+
+
+def _other_fields(lab: session.Lab, verb: str) -> dict[str, Any]:
+    columns = st.columns(3)
+    lr = columns[0].number_input("Learning rate", 1e-6, 1e-1, 1e-4, 1e-4, "%g", **links.bound("me_lr"))
+    seeds = columns[1].number_input("Seeds", 1, 10, 1, **links.bound("me_seeds"))
+    fill = columns[2].number_input("Updates on other text", 3, 1000, 20, **links.bound("me_fill"))
+    if verb == "acquire":
+        return {"lr": float(lr), "seeds": int(seeds), "after": int(fill)}
+    values = {"lr": float(lr), "seeds": int(seeds), "times": spread(int(fill))}
+    if lab.lm.ledger.active:
+        st.caption("The facts of your ledger are followed.")
+        return values | {"engines": ("loaded edits",)}
+    chosen = st.multiselect(
+        "Who teaches", ["train", "train, matched", "rome", "memit", "emmet", "alphaedit", "wise"],
+        ["train, matched", "rome", "memit", "emmet", "alphaedit"], key="me_engines",
+    )  # fmt: skip
+    size = st.number_input("Facts", 2, 200, 8, **links.bound("me_n"))
+    return values | {"engines": tuple(chosen), "items": int(size)}
+
+
+def _interrupted(lab: session.Lab) -> None:
+    runs = [run for run in list_runs(lab.runs_root) if run.state == "interrupted" and run.kind == "memory"]
+    if not runs or lab.job is not None:
+        return
+    with st.container(border=True, horizontal=True, vertical_alignment="bottom"):
+        by_name = {run.name: run for run in runs[::-1]}
+        name = st.selectbox("Interrupted run", list(by_name), key="me_resume", width=360)
+        if st.button("Resume"):
+            with errors.shown():
+                lab.start(SLOT, "Going on with a study", work.resume_memory(lab.plain, by_name[str(name)].folder))
+                st.rerun()
+
+
+def _cost(lab: session.Lab) -> None:
+    outcome = lab.outcomes.get(COST)
+    if panel.progress(lab, COST) or session.show_outcome_error(outcome) or outcome is None:
+        return
+    st.info(outcome.result.text, title="Estimate")
+
+
+def _result(ran: work.Ran) -> None:
+    found = ran.result
+    st.subheader("Result")
+    st.markdown(errors.plain(found.headline))
+    figures = found.figures()
+    for name, figure in figures.items():
+        config = downloads.image_options(f"{ran.folder.name}-{name}")
+        st.plotly_chart(figure, key=f"me.{ran.folder.name}.{name}", alt=f"{name}: {found.headline}", config=config)
+    if st.toggle("Show as table", key="me_table"):
+        st.dataframe(found.to_pandas(), hide_index=True, alt="Curves with their intervals")
+    for remark in found.remarks():
+        st.caption(errors.plain(remark))
+    with st.expander("Every text, at every probe"):
+        st.dataframe(found.rows, hide_index=True, alt="Rows of the study")
+    with st.container(horizontal=True):
+        name = ran.folder.name
+        downloads.csv("CSV", found.to_pandas, name)
+        downloads.html("HTML", lambda: page_html(found.headline, found._repr_html_(), list(figures.values())), name)
+        downloads.folder("Run folder (zip)", ran.folder)
+
+
+page()

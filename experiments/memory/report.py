@@ -1,0 +1,41 @@
+"""results.md from finished studies: headline, remarks and table of each.
+
+python experiments/memory/report.py [--root runs/memory]
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from editlab.config import build
+from editlab.runs.memory.verbs import VERBS
+from editlab.runs.records import list_runs
+
+
+def main() -> None:
+    """Write results.md beside this file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path("runs/memory"))
+    root = parser.parse_args().root
+    parts = ["# Results\n\nWritten by `report.py`; intervals are 95 %, seeds and items resampled.\n"]
+    for run in list_runs(root):
+        if run.kind != "memory" or run.state != "complete":
+            continue
+        verb = VERBS[run.manifest["verb"]]
+        settings = build(verb.settings, run.manifest["config"], run.name)
+        result = verb.result(pd.read_parquet(run.folder / "results.parquet"), settings, str(run.model), ())
+        changed = {k: v for k, v in settings.model_dump().items() if v != verb.settings().model_dump()[k]}
+        said = ", ".join(f"{k}={v}" for k, v in changed.items())
+        remarks = "\n".join(f"- {remark}" for remark in result.remarks())
+        parts.append(
+            f"## {run.model}: {verb.name}\n\n{result.headline}\n\n{remarks}\n- Settings: {said}\n\n"
+            f"```\n{result.table()}\n```\n"
+        )
+    (Path(__file__).parent / "results.md").write_text("\n".join(parts), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""The Memory page: a study, its cost, the edits of the ledger, and going on with a run that was stopped."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+from app_driver import App
+
+from editlab.cli.__main__ import run
+from editlab.runs.records import list_runs
+
+
+def test_a_study_gives_curves_and_a_command_that_does_the_same(app: App, place: Path) -> None:
+    small = {"me_n": 3, "me_k": 2, "me_lr": 3e-3, "me_fill": 2}
+    app.open("memory").fill(me_verb="retain").run()
+    before = app.lab.lm.state_hash
+    app.fill(**small).do("Estimate")
+    assert "updates and" in app.said and "GB of memory" in app.said
+    app.fill(**small).do("Begin")
+    found = app.lab.outcomes["memory"].result
+    assert app.lab.lm.state_hash == before
+    (record,) = list_runs(place / "runs")
+    assert record.kind == "memory" and record.state == "complete" and record.headline == found.result.headline
+    assert found.result.value("recognition", exposure=0).mean == 0.5
+    (command,) = (c for c in app.codes if "memory retain" in c)
+    assert run([*shlex.split(command)[1:], "--out", "again", "-q"]) == 0
+    again = json.loads(Path("again", "manifest.json").read_text())
+    assert again["headline"] == found.result.headline
+    app.fill(me_table=True).run()
+    assert set(app.table("measure")["exposure"]) == {0, 1, 2}
+    # Stopped before its end, it is offered again: here and among the runs.
+    journal = record.folder / "journal.jsonl"
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:-3]))
+    (record.folder / "manifest.json").unlink()
+    app.open("edit", ed_tab="Batch")
+    assert "Resume" not in app.enabled
+    app.open("memory").do("Resume")
+    assert app.lab.outcomes["memory"].result.result.headline == found.result.headline
+    app.open("runs")
+    assert any("recognised after one exposure" in m.value for m in app.at.markdown)
+
+
+def test_the_edits_of_the_ledger_are_followed(app: App, place: Path) -> None:
+    app.lab.lm.edit(app.lab.example, "ft", steps=5)
+    app.open("memory").fill(me_verb="survive").run().fill(me_fill=3).do("Begin")
+    assert "Half-life of the edit" in app.lab.outcomes["memory"].result.result.headline
+    assert len(app.lab.lm.ledger.active) == 1
+
+
+def test_a_bad_link_is_said(app: App) -> None:
+    app.open("memory", me_n="100000")
+    assert "pairs 100000" in app.said
