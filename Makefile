@@ -2,6 +2,7 @@
 # make test        install everything for development and run the tests (no downloads beyond pip's index)
 # make test-model  the tests that need the default checkpoint; fetches it once
 # make test-browser  the app in headless Chromium, which must be there (with chromedriver)
+# make test-lowest  the oldest versions of the libraries that are allowed
 # make lint        ruff and mypy
 # make clean       remove .venv and everything that was built
 #
@@ -9,7 +10,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-model test-browser lint clean install-core install-dev
+.PHONY: help demo test test-model test-browser test-lowest lint clean install-core install-dev
 
 RUN := .venv/bin/python -m
 
@@ -29,13 +30,16 @@ test-browser: install-dev
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check 'selenium>=4.20'
 	@$(RUN) pytest -m browser
 
+test-lowest:
+	@PYTHON='$(PYTHON)' sh .ci/lowest.sh
+
 lint: install-dev
 	@$(RUN) ruff check .
 	@$(RUN) ruff format --check .
 	@$(RUN) mypy
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lowest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 install-core:

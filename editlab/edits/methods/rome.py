@@ -14,13 +14,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
 from editlab.edits.preserve import preserving
-from editlab.edits.record import record
-from editlab.edits.settings import LocateEditSettings, edit_layer, only_fact
-from editlab.edits.solver import solve
-from editlab.edits.targets import forms, shifts
+from editlab.edits.settings import LocateEditSettings
+from editlab.edits.single import write_one
 from editlab.progress import OnStep, silent
 from editlab.state.edit import Edit
 
@@ -39,14 +35,4 @@ def compute(lm: LM, facts: list[Fact], config: Config, on_step: OnStep = silent)
     Raises:
         RequestError: not exactly one fact. EditFailed: the optimisation diverged or the keys are dependent.
     """
-    fact = only_fact(facts)
-    layer = edit_layer(lm.adapter, config)
-    metric = preserving(lm, layer, config, on_step)
-    (found,) = forms(lm, [fact], layer, config, metric)
-    values = shifts(lm, layer, found, config, on_step=on_step)
-    keys = torch.stack([form.key for form in found], dim=1)
-    residuals = torch.stack(
-        [f.canonical_value + v.delta.double() - f.value for f, v in zip(found, values, strict=True)], dim=1
-    )
-    update = solve(keys.cpu(), residuals.cpu(), metric)
-    return record(lm, "rome", config, facts, layer, update, found, values, metric)
+    return write_one(lm, "rome", facts, config, lambda layer: preserving(lm, layer, config, on_step), on_step)
