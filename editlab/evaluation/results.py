@@ -158,19 +158,22 @@ class Evaluation:
             lines = tuple(_line(record) for record in found["metrics"])
             tables = {n: pd.read_parquet(folder / f"{n}.parquet") for n in ("results", "prompts")}
             matrix = folder / "matrix.parquet"
-            return cls(
+            loaded = cls(
                 lines,
                 tables["results"],
                 tables["prompts"],
                 found["settings"],
                 pd.read_parquet(matrix) if matrix.is_file() else None,
             )
+            # Read here, so that a file that lacks something is known as damaged.
+            _ = loaded.caption, loaded.to_json()
+            return loaded
         except FileNotFoundError as error:
             raise ConfigError(
                 f"'{folder}' holds no evaluation: there is no {Path(str(error.filename)).name}.",
                 "Make one with 'editlab eval RUN --out FOLDER'.",
             ) from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             raise ConfigError(f"The evaluation in '{folder}' is damaged: {error}.") from None
 
 

@@ -22,7 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 
 from editlab.config import MethodConfig
 from editlab.errors import ConfigError, EditFailed, PackError, RequestError, ResumeRefused
@@ -30,6 +30,7 @@ from editlab.evaluation.scorer import score_facts
 from editlab.facts import Fact
 from editlab.progress import OnStep, StepInfo, silent
 from editlab.report import EditReport, ReportRow, compare
+from editlab.runs.events import check_events
 from editlab.runs.folder import check_free, write_config, write_run
 from editlab.runs.journal import NAME as JOURNAL
 from editlab.runs.journal import Journal, alone
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 Mode = Literal["single", "batch", "sequential", "sequential-batched"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+_ROWS = TypeAdapter(tuple[ReportRow, ...])
 EDITS = "edits"  # folder of the packs of single edits, until the run is finished
 
 
@@ -132,6 +134,7 @@ def run_batch(
         for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
             leftover.unlink()
         journal = Journal(folder)
+        check_events(journal.events, folder)
         basis = _basis(lm, facts, plan)
         if not journal.events:
             check_free(folder)
@@ -260,7 +263,10 @@ class _Runner:
             self._note_failure(chunk, event["reason"])
             return
         try:
-            (entry,) = apply_pack(read_pack(self._pack(number)), self.lm.ledger)
+            pack = read_pack(self._pack(number))
+            if len(pack) != 1:
+                raise PackError(f"Its pack has {len(pack)} edits.")
+            (entry,) = apply_pack(pack, self.lm.ledger)
         except PackError as error:
             raise ResumeRefused(f"Edit {event['edit']} cannot be put back. {error.what}", "Start a new run.") from error
         if entry.edit.digest != event["digest"] or (self.plan.keeps and self.lm.state_hash != event["state"]):
@@ -270,7 +276,12 @@ class _Runner:
         if self.plan.keeps:
             self.written += [(fact, entry, event["seconds"]) for fact in chunk]
         else:
-            rows = tuple(_row(row) for row in event["rows"])
+            try:
+                rows = _ROWS.validate_python(event["rows"])
+            except ValidationError:
+                raise ResumeRefused(
+                    f"The scores of edit {event['edit']} in the journal are damaged.", "Start a new run."
+                ) from None
             self.singles.append(EditReport(entry, chunk[0], rows, event["seconds"]))
 
     def _note_failure(self, chunk: Sequence[Fact], reason: str) -> None:
@@ -309,17 +320,11 @@ class _Runner:
         drop_single_packs(self.folder)
 
 
-def _row(record: dict[str, Any]) -> ReportRow:
-    """A report's row from JSON."""
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
-    return ReportRow(**values)
-
-
 def read_run(folder: Path) -> tuple[Plan, str, list[Fact]]:
     """The plan, the model's name and the facts of a batch run.
 
     Raises:
-        ConfigError: the folder is no batch run, or was killed before it began.
+        ConfigError: the folder is no batch run, or was killed before it began. ResumeRefused: its plan is damaged.
     """
     events = Journal(folder).events if (folder / JOURNAL).is_file() else []
     if not events:
@@ -327,12 +332,13 @@ def read_run(folder: Path) -> tuple[Plan, str, list[Fact]]:
             f"'{folder}' is no run that can be gone on with.",
             "Name the folder of an 'editlab edit --file' that was stopped after it began.",
         )
+    check_events(events, folder)
     planned = events[0]
-    return (
-        Plan.model_validate(planned["plan"]),
-        planned["model"],
-        [Fact.model_validate(row) for row in planned["facts"]],
-    )
+    try:
+        facts = [Fact.model_validate(row) for row in planned["facts"]]
+        return Plan.model_validate(planned["plan"]), planned["model"], facts
+    except ValidationError:
+        raise ResumeRefused(f"The plan or a fact in '{folder}/{JOURNAL}' is damaged.", "Start a new run.") from None
 
 
 def is_finished(folder: Path) -> bool:

@@ -42,8 +42,9 @@ class Journal:
         for number, line in enumerate(whole.splitlines(), 1):
             try:
                 event = json.loads(line)
-                event["event"]
-            except (ValueError, TypeError, KeyError):
+                if not isinstance(event, dict) or not isinstance(event["event"], str):
+                    raise ValueError("no event")
+            except (ValueError, KeyError, RecursionError):
                 raise ResumeRefused(
                     f"Line {number} of {self.path} is damaged.", "Start a new run; this one cannot be gone on with."
                 ) from None

@@ -8,7 +8,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
+
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
 from editlab.errors import EditlabError
 from editlab.runs.batch import is_finished
@@ -16,6 +19,29 @@ from editlab.runs.journal import NAME as JOURNAL
 from editlab.runs.journal import Journal
 
 RunState = Literal["complete", "stopped", "interrupted", "unreadable"]
+
+
+class _Base(TypedDict):
+    name: str
+
+
+class _Edited(TypedDict):
+    fires: bool
+
+
+class _Manifest(TypedDict):
+    """What is read of a manifest here."""
+
+    kind: str
+    written: str
+    base: _Base
+    edits: list[_Edited]
+    state: NotRequired[Literal["complete", "stopped"]]
+    config: NotRequired[dict[str, Any]]
+    undone: NotRequired[list[Any]]
+
+
+_MANIFEST = TypeAdapter(_Manifest)
 
 
 @dataclass(frozen=True)
@@ -88,17 +114,18 @@ def read_record(folder: Path) -> RunRecord:
     if (folder / "manifest.json").is_file():
         try:
             manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-            found = RunRecord(folder, manifest["kind"], manifest.get("state", "complete"), manifest)
-            # Read here, so that a manifest that lacks them is known as unreadable.
-            _ = found.model, found.fired, manifest["written"]
-            return found
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            _MANIFEST.validate_python(manifest, strict=True)
+            return RunRecord(folder, manifest["kind"], manifest.get("state", "complete"), manifest)
+        except (OSError, ValueError, RecursionError):
             return RunRecord(folder, "", "unreadable")
     try:
         events = Journal(folder).events
         committed = sum(event["event"] == "committed" for event in events)
         state: RunState = "complete" if is_finished(folder) else "interrupted"
-        return RunRecord(folder, events[0].get("kind", "edit"), state, {}, events[0]["model"], committed)
+        kind, model = events[0].get("kind", "edit"), events[0]["model"]
+        if not isinstance(kind, str) or not isinstance(model, str):
+            raise ValueError("names are text")
+        return RunRecord(folder, kind, state, {}, model, committed)
     except (EditlabError, OSError, ValueError, KeyError, IndexError):
         return RunRecord(folder, "", "unreadable")
 

@@ -375,7 +375,7 @@ def test_at_means_these_columns_for_captures_and_patches(llama: Found, at: Any, 
         (torch.tensor([0, 1, -1]), "outside what this forward computes"),
         (torch.ones(3, 6, dtype=torch.bool), r"shape \(3, 6\), the batch \(3, 7\)"),
     ],
-    ids=str,
+    ids=["late", "early", "slice", "too few", "scalar", "too large", "negative", "mask"],
 )
 def test_positions_that_do_not_exist_are_refused_in_words(llama: Found, at: Any, words: str) -> None:
     with Session(*llama) as s:
