@@ -806,3 +806,22 @@ def test_what_a_model_has_no_positions_for_is_refused(family: str) -> None:
         lm.forward(pad_rows([[3] * (most + 1)]))
     with pytest.raises(RequestError, match="at most"):
         lm.generate_ids(fits, 1)
+
+
+@pytest.mark.parametrize("with_", ["zero", "mean", "tensor"])
+def test_ablating_is_confined_to_its_heads_and_positions(llama: Found, with_: str) -> None:
+    """Whatever is put in: the heads and positions that were not named keep their bits."""
+    model, adapter = llama
+    batch = batch_of()
+    with Session(model, adapter) as s, torch.no_grad():
+        s.capture("z", 1)
+        clean = s.run(batch)["z", 1].clone()
+    with Session(model, adapter) as s, torch.no_grad():
+        value: Any = torch.full((clean.shape[-1],), 7.0) if with_ == "tensor" else with_
+        s.ablate("z", 1, with_=value, heads=[2], at=-2)
+        s.capture("z", 1)
+        found = s.run(batch)["z", 1]
+    changed = (found != clean).any(-1)  # (B, T, heads)
+    expected = torch.zeros_like(changed)
+    expected[:, -2, 2] = True
+    assert torch.equal(changed, expected)
