@@ -1,9 +1,11 @@
 """Causal tracing of one prompt: the causal cone against full forwards in batches as large.
 
     python experiments/bench/trace.py            # every layer and token, 10 noise samples, of the default model
+    python experiments/bench/trace.py --plain 6  # six layers of the plain side, which cost the same each, scaled up
 
 Both sides trace the same cells under the same noise; the plain side runs the whole prompt through the whole model, all
-tokens of a layer in batches of the same rows, and takes logits at the last token only.
+tokens of a layer in batches of the same rows, and takes logits at the last token only. Seconds are of the clock and of
+the processor; on a machine with other work the latter's ratio is the one to read.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from editlab.hooks.batch import pad_rows
 from editlab.probes import trace as tracing
 
 
-def plainly(lm: LM, fact: Fact, found: tracing.Trace) -> np.ndarray:
-    """(L, T, S) probabilities by full forwards."""
+def plainly(lm: LM, fact: Fact, found: tracing.Trace, layers: list[int]) -> np.ndarray:
+    """(len(layers), T, S) probabilities by full forwards."""
     config = found.config
     ids, _ = lm.tokens(fact.text, sink=True)
     first, stop = found.subject
@@ -32,8 +34,8 @@ def plainly(lm: LM, fact: Fact, found: tracing.Trace) -> np.ndarray:
     token = int(out.logits[0, -1].argmax())
     generator = torch.Generator().manual_seed(config.seed)
     noise = torch.randn(config.samples, stop - first, lm.adapter.d_model, generator=generator) * found.noise_std
-    restored = np.zeros((lm.adapter.n_layers, len(ids), config.samples))
-    for layer in range(lm.adapter.n_layers):
+    restored = np.zeros((len(layers), len(ids), config.samples))
+    for i, layer in enumerate(layers):
         for group in [list(range(first)), *tracing.groups(first, len(ids), config.samples)]:
             tokens = torch.tensor(group)
             at = tokens.repeat_interleave(config.samples)
@@ -50,30 +52,36 @@ def plainly(lm: LM, fact: Fact, found: tracing.Trace) -> np.ndarray:
                 s.patch("resid_post", layer, clean[layer][at], at=at)
                 logits = s.run(rows, read=torch.full((len(at),), len(ids) - 1)).logits
             p = logits.softmax(-1)[:, token].unflatten(0, (len(tokens), config.samples))
-            restored[layer, group] = p.numpy()
+            restored[i, group] = p.numpy()
     return restored
 
 
 def main() -> None:
     parser = options_of(__doc__)
+    parser.add_argument("--plain", type=int, help="layers of the plain side, evenly spread; default all")
     options = parse(parser)
     lm = LM.from_pretrained(options.model)
     fact = Fact(prompt="{} is located in the city of", subject="The Eiffel Tower", target_new="Rome")
+    n = lm.adapter.n_layers
+    layers = sorted({round(x) for x in np.linspace(0, n - 1, min(options.plain or n, n))})
     tracing.noise_scale(lm)  # warm up
-    began = time.perf_counter()
+    began = time.perf_counter(), time.process_time()
     found = tracing.trace(lm, fact)
-    fast = time.perf_counter() - began
-    began = time.perf_counter()
-    plain = plainly(lm, fact, found)
-    full = time.perf_counter() - began
-    worst = float(np.abs(plain - found.restored).max())
+    fast = time.perf_counter() - began[0], time.process_time() - began[1]
+    began = time.perf_counter(), time.process_time()
+    plain = plainly(lm, fact, found, layers)
+    scale = n / len(layers)
+    full = scale * (time.perf_counter() - began[0]), scale * (time.process_time() - began[1])
+    worst = float(np.abs(plain - found.restored[layers]).max())
     cells = found.effect.size
     print(found.headline)
-    print(f"{cells} cells of {found.config.samples} samples: full forwards {full:.1f} s, causal cone {fast:.1f} s")
-    print(f"{full / fast:.1f} times faster, largest difference {worst:.1e}")
-    write(
-        "trace", {"full_s": full, "cone_s": fast, "speed_up": full / fast, "cells": cells, "largest_difference": worst}
-    )
+    print(f"{cells} cells of {found.config.samples} samples; {len(layers)} of {n} layers by full forwards, scaled up")
+    for what, a, b in (("clock", full[0], fast[0]), ("processor", full[1], fast[1])):
+        print(f"{what}: full forwards {a:.1f} s, causal cone {b:.1f} s, {a / b:.2f} times faster")
+    print(f"largest difference {worst:.1e}")
+    record = {"full_s": full[0], "cone_s": fast[0], "speed_up": full[0] / fast[0], "full_cpu_s": full[1]}
+    more = {"cone_cpu_s": fast[1], "speed_up_cpu": full[1] / fast[1], "cells": cells, "largest_difference": worst}
+    write("trace", record | more | {"plain_layers": len(layers)})
 
 
 if __name__ == "__main__":
