@@ -36,14 +36,14 @@ def facts(lm: LM, parity: float) -> dict[str, Any]:
         "Precision": str(parameters[0].dtype).removeprefix("torch."),
         "Device": str(lm.device),
         "Structure proved to": f"{a.residual_error:.1e} (residual identity)",
-        "Checked against transformers": f"largest difference of a logit {parity:.1e} (0 is demanded)",
+        "Parity": f"{parity:.1e} in a logit, to transformers",
         "Preset": f"{found.model} ({found.source})" if found else "none: the methods' own defaults",
     }
 
 
 def capabilities(lm: LM) -> list[dict[str, str]]:
     """What works with this model, a "no" with its reason."""
-    rows = [{"what": "locate", "works": "yes", "note": "causal tracing of residual, MLP and attention"}]
+    rows = [{"what": "locate", "works": "yes", "note": "residual, MLP, attention"}]
     tuned = preset(lm.adapter)
     for name, method in plugins.found().items():
         if isinstance(method, ConfigError):
@@ -56,7 +56,7 @@ def capabilities(lm: LM) -> list[dict[str, str]]:
         {
             "what": "chat template",
             "works": "yes" if chat else "no",
-            "note": "edits are made with raw prompts" if chat else "the tokenizer has none",
+            "note": "edits use raw prompts" if chat else "the tokenizer has none",
         }
     )
     return rows

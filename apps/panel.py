@@ -39,8 +39,9 @@ def _line(lab: Lab, place: str) -> None:
         st.caption(f"Compute: {plain(text)}")
         st.progress(job.share or 0.0)
     else:
-        with st.status(plain(f"{job.label}, {job.elapsed:.0f} s so far"), expanded=True):
+        with st.status(plain(f"{job.label}, {job.elapsed:.0f} s so far"), expanded=True) as status:
             st.progress(job.share or 0.0, text=plain(text))
+        status.update(state="running")  # leaving the block has ticked it off
     if st.button("Cancel", key=f"cancel.{place}"):
         job.cancel()
         job.wait(2)

@@ -57,7 +57,7 @@ def _table(entries: list[Entry]) -> pd.DataFrame:
                 "method": record["method"],
                 "note": "; ".join(notes),
                 "norm": f"{record['norm']:.3g}",
-                "changes": record["parameters"].replace(".weight", ""),
+                "changes": record["parameters"].replace(".weight", "").replace("model.", ""),
                 "created": record["created"][:16].replace("T", " "),
             }
         )
