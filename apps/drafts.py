@@ -8,6 +8,7 @@ server, where a new session cannot be told from another person's.
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -47,6 +48,8 @@ def drop(folder: Path) -> None:
     """Forget a draft."""
     if folder.is_dir():
         shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # others' drafts may be there
+            folder.parent.rmdir()
 
 
 def of_others(lab: Lab) -> list[Draft]:

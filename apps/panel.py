@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import streamlit as st
 
 from .errors import plain
-from .session import Lab
+from .session import Lab, show_outcome_error
 
 EVERY = "0.7s"
 
@@ -24,6 +26,18 @@ def progress(lab: Lab, slot: str) -> bool:
         return False
     st.fragment(_line, run_every=EVERY)(lab, slot)
     return True
+
+
+def result(lab: Lab, slot: str, nothing: str = "", hint: str = "") -> Any | None:
+    """What the page's work gave; as long as there is nothing, how far it is, why it failed, or what to press."""
+    outcome = lab.outcomes.get(slot)
+    if progress(lab, slot) or show_outcome_error(outcome):
+        return None
+    if outcome is not None:
+        return outcome.result
+    if nothing:
+        st.info(hint, title=nothing)
+    return None
 
 
 def _line(lab: Lab, place: str) -> None:

@@ -39,10 +39,9 @@ def draw(lab: session.Lab) -> None:
     if interrupted and lab.job is None:
         resume(lab, interrupted)
     _cost(lab)
-    outcome = lab.outcomes.get(SLOT)
-    if panel.progress(lab, SLOT) or session.show_outcome_error(outcome) or outcome is None:
-        return
-    result(lab, outcome.result)
+    ran = panel.result(lab, SLOT)
+    if ran is not None:
+        result(lab, ran)
 
 
 def _facts(lab: session.Lab) -> tuple[list[Fact], list[cells.Flawed]]:
@@ -70,10 +69,9 @@ def _facts(lab: session.Lab) -> tuple[list[Fact], list[cells.Flawed]]:
 
 def _cost(lab: session.Lab) -> None:
     """What the run would cost, if that was asked."""
-    outcome = lab.outcomes.get(COST)
-    if panel.progress(lab, COST) or session.show_outcome_error(outcome) or outcome is None:
-        return
-    st.info(errors.plain(outcome.result.text), title="About what it will cost")
+    found = panel.result(lab, COST)
+    if found is not None:
+        st.info(errors.plain(found.text), title="About what it will cost")
 
 
 def _form(lab: session.Lab, method: str, facts: list[Fact], flawed: list[cells.Flawed]) -> None:

@@ -39,21 +39,15 @@ def draw(lab: session.Lab) -> None:
                 fact = read_fact(row)
                 lab.start(SLOT, "Editing", work.preview(lab.lm, fact, method, chosen.settings))
                 st.rerun()
-    outcome = lab.outcomes.get(SLOT)
-    if panel.progress(lab, SLOT) or session.show_outcome_error(outcome):
-        return
-    if outcome is None:
-        kept = lab.lm.ledger.active
-        st.info(
-            "Press Preview edit: nothing is kept until you say so."
-            if not kept
-            else "Overview shows what it says now, Ledger takes edits back; or preview another one.",
-            title="Nothing previewed yet."
-            if not kept
-            else f"{len(kept)} edit{'s are' if len(kept) > 1 else ' is'} in force.",
-        )
-        return
-    _result(lab, outcome.result)
+    kept = len(lab.lm.ledger.active)
+    if kept:
+        nothing = f"{kept} edit{'s are' if kept > 1 else ' is'} in force."
+        hint = "Overview shows what the model says now, Ledger takes edits back; or preview another one."
+    else:
+        nothing, hint = "Nothing previewed yet.", "Press Preview edit: nothing is kept until you say so."
+    found = panel.result(lab, SLOT, nothing, hint)
+    if found is not None:
+        _result(lab, found)
 
 
 def _form(lab: session.Lab, method: str) -> tuple[dict[str, Any], str, dict[str, Any], bool]:

@@ -46,13 +46,10 @@ def draw(lab: session.Lab) -> None:
         st.code(commands.locate_file(lab.lm.name, file, int(count), settings), language="bash", wrap_lines=True)
         if given is None:
             downloads.json_lines(file, lambda: facts_file.lines(facts[: int(count)]), "facts")
-    outcome = lab.outcomes.get(SLOT)
-    if panel.progress(lab, SLOT) or session.show_outcome_error(outcome):
-        return
-    if outcome is None:
-        st.info("Press Trace them: the average with its intervals will stand here.", title="Nothing traced yet.")
-        return
-    _result(outcome.result)
+    hint = "Press Trace them: the average with its intervals will stand here."
+    ran = panel.result(lab, SLOT, "Nothing traced yet.", hint)
+    if ran is not None:
+        _result(ran)
 
 
 def _result(ran: work.Ran) -> None:

@@ -26,13 +26,9 @@ def draw(lab: session.Lab) -> None:
         with errors.shown():
             lab.start(SLOT, "Tracing", work.locate(lab.lm, asked, settings, lab.runs_root))
             st.rerun()
-    outcome = lab.outcomes.get(SLOT)
-    if panel.progress(lab, SLOT) or session.show_outcome_error(outcome):
-        return
-    if outcome is None:
-        st.info("Press Trace: the map of layers and tokens will stand here.", title="Nothing traced yet.")
-        return
-    _result(outcome.result)
+    ran = panel.result(lab, SLOT, "Nothing traced yet.", "Press Trace: the map of layers and tokens will stand here.")
+    if ran is not None:
+        _result(ran)
 
 
 def _form(lab: session.Lab) -> tuple[dict[str, Any], dict[str, Any], bool]:
@@ -59,20 +55,18 @@ def _form(lab: session.Lab) -> tuple[dict[str, Any], dict[str, Any], bool]:
 
 
 def _size(lab: session.Lab, prompt: str, subject: str, samples: int) -> str:
-    """What would be traced: the tokens, those of the subject marked, and how many passes that takes."""
+    """What would be traced: the tokens, those of the subject marked, and how much work that is."""
     text = prompt.replace("{}", subject)
     start = text.find(subject.strip()) if subject.strip() else -1
     if start < 0 or not text.strip():
         return "The subject does not stand in the prompt."
     stop = start + len(subject.strip())
-    pieces, inside = [], []
-    for first, last in lab.lm.tokens(text)[1]:
-        inside.append(last > first and first < stop and last > start)
-        pieces.append(
-            f":orange-background[{errors.plain(text[first:last])}]" if inside[-1] else errors.plain(text[first:last])
-        )
-    passes = lab.lm.adapter.n_layers * (len(pieces) - inside.index(True))
-    return f"{'·'.join(pieces)} — {passes} cells of {samples} noise samples each, from the subject on."
+    spans = [(first, last) for first, last in lab.lm.tokens(text)[1] if last > first]
+    inside = [first < stop and last > start for first, last in spans]
+    pieces = [errors.plain(text[first:last]) for first, last in spans]
+    shown = [f":orange-background[{piece}]" if i else piece for piece, i in zip(pieces, inside, strict=True)]
+    cells = lab.lm.adapter.n_layers * (len(spans) - inside.index(True))
+    return f"{' · '.join(shown)}. {cells} cells, from the subject on, of {samples} noise samples each."
 
 
 def _result(ran: work.Ran) -> None:

@@ -27,13 +27,9 @@ def page() -> None:
     with errors.shown():
         right.caption(errors.plain(plugins.summary(name, "probes")))
         _form(lab, name)
-    outcome = lab.outcomes.get(SLOT)
-    if panel.progress(lab, SLOT) or session.show_outcome_error(outcome):
-        return
-    if outcome is None:
-        st.info("Press Run: a figure and a table will stand here.", title="Nothing probed yet.")
-        return
-    _result(outcome.result)
+    ran = panel.result(lab, SLOT, "Nothing probed yet.", "Press Run: a figure and a table will stand here.")
+    if ran is not None:
+        _result(ran)
 
 
 def _form(lab: session.Lab, name: str) -> None:

@@ -177,7 +177,7 @@ def test_a_draft_can_be_forgotten_and_belongs_to_its_weights(app: App, place: Pa
     assert "Another tab" not in other.sidebar
     App().open().click("Forget")
     assert "Another tab" not in App().open().sidebar and "1 edit active" in app.run().sidebar
-    assert not list((place / "runs" / ".drafts").iterdir())
+    assert not (place / "runs" / ".drafts").exists()
 
 
 def test_on_a_shared_server_nobody_is_offered_anothers_draft(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
