@@ -1,0 +1,31 @@
+"""Channels: which heads speak to which, through what, and whether it does anything."""
+
+from __future__ import annotations
+
+import streamlit as st
+from editlab_apps import links, session
+from editlab_apps.tabs import channel_part, channel_scan, channel_test
+
+TITLE = "Channels"
+SECTION = "Analyse"
+ORDER = 20
+
+TABS = {"Scan": channel_scan.draw, "Component": channel_part.draw, "Test": channel_test.draw}
+
+
+def page() -> None:
+    """Draw the page."""
+    st.header("Channels")
+    lab = session.lab()
+    st.caption(
+        "Heads of different layers talk through a few directions of the residual stream. The scan finds such channels "
+        "in the weights; only an intervention shows that one does anything."
+    )
+    tabs = st.tabs(list(TABS), on_change="rerun", **links.bound("ch_tab"))
+    for tab, draw in zip(tabs, TABS.values(), strict=True):
+        if tab.open:
+            with tab:
+                draw(lab)
+
+
+page()
