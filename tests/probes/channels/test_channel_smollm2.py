@@ -1,4 +1,4 @@
-"""The default model: the channels that were measured on it once are there again. Bounds are wide of what was measured."""
+"""The default model: channels that were measured on it once are there again. Bounds are wide of the measurements."""
 
 from __future__ import annotations
 
