@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from editlab.errors import EditlabError
-from editlab.probes.channels.parts import MODES, Mode, Part
+from editlab.probes.channels.parts import MODES, READS, Mode, Part
 from editlab.probes.channels.scan import LEVELS, Level, Scan
 from editlab.viz.channel_effects import channel_graph
 from editlab.viz.channels import VALUES, composition_map, writers_map
@@ -21,7 +21,7 @@ def draw(lab: session.Lab) -> None:
     with st.form("ch_form"):
         columns = st.columns(3)
         mode = columns[0].selectbox(
-            "The reader reads with", list(MODES), format_func=MODES.__getitem__, **links.bound("ch_type")
+            "The reader reads with", list(MODES), format_func=READS.get, **links.bound("ch_type")
         )
         level = columns[1].selectbox(
             "Looked at", list(LEVELS), index=1, format_func=LEVELS.__getitem__, **links.bound("ch_level")
