@@ -118,7 +118,7 @@ def screen(
         setting.frozen([t.layer for t, m in by_reader if m == mode], cut)
         changes = _changes(setting, [_source(setting.lm, c.source, scan) for c in some], mode == "q")
         edges = setting.edges(target, mode, changes)
-        value = edges.difference if mode == "v" else edges.margin
+        value = edges.margin if edges.difference is None else edges.difference
         found += list(zip(some, (value[0] - value[1:]).mean(1).tolist(), strict=True))
     on_step(StepInfo("screening edges", len(by_reader), len(by_reader), "readers"))
     return sorted(found, key=lambda x: -abs(x[1]))
@@ -168,7 +168,7 @@ def _edge(setting: Setting, channel: Channel, scan: Scan, config: Config) -> Eff
         others = [_Removed(w.layer, w.head, w) for w in writers]
     changes = _changes(setting, [_source(lm, source, scan), *others], channel.mode == "q")
     edges = setting.edges(channel.target, channel.mode, changes)
-    return _effect(edges.difference if channel.mode == "v" else edges.margin, setting, seed)
+    return _effect(edges.margin if edges.difference is None else edges.difference, setting, seed)
 
 
 def _node(

@@ -125,12 +125,15 @@ class Setting:
 
     # -- edges ----------------------------------------------------------------------------------------
 
-    def edges(self, target: Part, mode: Mode, changes: Sequence[Tensor]) -> Edges:
-        """The reader's margin and the logit difference with each change on this edge alone, and without any.
+    def edges(self, target: Part, mode: Mode, changes: Sequence[Tensor], *, answers: bool | None = None) -> Edges:
+        """What each change on this edge alone does, and what there is without any.
 
         Args:
             changes: each (P, d) at END for mode q, (P, T, d) for k and v.
+            answers: also run to the end for the logit difference; default for values alone, since for queries and
+                keys the reader's attention tells, and that ends with its layer.
         """
+        answers = mode == "v" if answers is None else answers
         layer, adapter = target.layer, self.lm.adapter
         head = target.head if mode == "q" else kv_group(adapter, target.head)
         cut = self.batch.width - 1 if mode == "q" else 0
@@ -144,19 +147,23 @@ class Setting:
             moved = torch.cat([(x[:, None] if mode == "q" else x).to(cone.resid) for x in some])
             wide = cone.rows(rows)
             wanted = projected(self.lm, layer, mode, wide.resid + moved)[:, :, [head]]
-            pattern, logits = self._run(wide, layer, mode, head, wanted)
+            pattern, logits = self._run(wide, layer, mode, head, wanted, answers)
             for i in range(len(some)):
                 own = slice(i * len(self.prompts), (i + 1) * len(self.prompts))
                 margins.append(self.margin(pattern[own, target.head, -1]))
-                differences.append(self.difference(logits[own]))
-        return Edges(np.stack([m.cpu().numpy() for m in margins]), np.stack([d.cpu().numpy() for d in differences]))
+                if logits is not None:
+                    differences.append(self.difference(logits[own]))
+        found = [np.stack([x.cpu().numpy() for x in values]) if values else None for values in (margins, differences)]
+        assert found[0] is not None
+        return Edges(found[0], found[1])
 
-    def _run(self, cone: Cone, layer: int, mode: Mode, head: int, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    def _run(
+        self, cone: Cone, layer: int, mode: Mode, head: int, wanted: Tensor, answers: bool
+    ) -> tuple[Tensor, Tensor | None]:
         with self.lm.session() as s, torch.no_grad():
             s.patch(mode, layer, wanted, heads=[head])
             s.capture("pattern", layer)
-            out = s.run(cone, read=cone.batch.last)
-        assert out.logits is not None
+            out = s.run(cone, read=cone.batch.last if answers else None)
         return out["pattern", layer], out.logits
 
     # -- nodes ----------------------------------------------------------------------------------------
@@ -192,10 +199,10 @@ Patch = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Edges:
-    """(1 + n, P) each, unchanged first: the reader's margin and the logit difference."""
+    """Unchanged first: (1 + n, P) the reader's margins, and logit differences where they were asked for."""
 
     margin: np.ndarray
-    difference: np.ndarray
+    difference: np.ndarray | None
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,9 @@ def test_t21_an_edge_changes_the_queries_of_one_head_as_a_change_seen_by_all_wou
     seen: list[Tensor] = []
     real = setting.margin
     object.__setattr__(setting, "margin", lambda x: seen.append(x) or real(x))
-    edges = setting.edges(target, "q", [torch.zeros_like(change[:, -1]), change[:, -1]])
+    edges = setting.edges(target, "q", [torch.zeros_like(change[:, -1]), change[:, -1]], answers=True)
+    alone = setting.edges(target, "q", [torch.zeros_like(change[:, -1]), change[:, -1]])
+    assert alone.difference is None and np.abs(alone.margin - edges.margin).max() < 1e-6
     # A change of nothing changes nothing.
     assert np.abs(edges.margin[0] - edges.margin[1]).max() < 1e-6
     assert np.abs(edges.difference[0] - setting.difference(base_logits).numpy()).max() < 1e-4
