@@ -32,6 +32,7 @@ class Row:
         reads: tokens whose next-token logits are read, ascending.
         targets: for each read, the id that should come next; empty for a row that only compares distributions.
         straddles: the edited token reaches beyond the subject's end, so its key depends on what follows.
+        subject: the subject's first token.
     """
 
     ids: tuple[int, ...]
@@ -39,6 +40,7 @@ class Row:
     reads: tuple[int, ...]
     targets: tuple[int, ...] = ()
     straddles: bool = False
+    subject: int = 0
 
 
 def target_ids(lm: LM, prompt: str, target: str, *, sink: bool) -> tuple[list[int], list[int]]:
@@ -68,7 +70,9 @@ def rewrite_row(lm: LM, fact: Fact, *, context: str = "", sink: bool) -> Row:
     index, straddles = subject_index(lm, fact, lead, sink=sink)
     ids = (*prompt, *target[:-1])
     reads = tuple(range(len(prompt) - 1, len(ids)))
-    return Row(ids, index, reads, tuple(target), straddles)
+    _, spans = lm.tokens(lead + fact.text, sink=sink)
+    first = token_at(spans, len(lead) + len(fact.before))
+    return Row(ids, index, reads, tuple(target), straddles, min(first, index))
 
 
 def subject_index(lm: LM, fact: Fact, lead: str = "", *, sink: bool) -> tuple[int, bool]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
@@ -22,9 +22,16 @@ def preserving(lm: LM, layer: int, settings: LocateEditSettings, on_step: OnStep
     return Metric.of(covariances(lm, [layer], settings, on_step)[layer])
 
 
-def covariances(
-    lm: LM, layers: Sequence[int], settings: LocateEditSettings, on_step: OnStep = silent
-) -> dict[int, Tensor]:
+class TextSettings(Protocol):
+    """The fields of a method's config that say what ordinary text is."""
+
+    @property
+    def stats_text(self) -> str: ...
+    @property
+    def stats_tokens(self) -> int | None: ...
+
+
+def covariances(lm: LM, layers: Sequence[int], settings: TextSettings, on_step: OnStep = silent) -> dict[int, Tensor]:
     """C of each layer, (d_mlp, d_mlp) float64, all from one pass over the text."""
     corpus = load_corpus(settings.stats_text)
     moments = collect(lm, list(layers), corpus, StatsSettings(tokens=settings.stats_tokens), on_step=on_step)

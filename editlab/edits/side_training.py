@@ -27,13 +27,16 @@ from torch import Tensor
 
 from editlab.edits.values import site_of_shift
 from editlab.errors import EditFailed
-from editlab.hooks.batch import Batch, pad_rows
+from editlab.hooks.batch import pad_rows
 from editlab.progress import OnStep, StepInfo
 from editlab.rows import Row, read_mask
 
 if TYPE_CHECKING:
     from editlab.edits.methods.wise import Config
     from editlab.lm import LM
+
+
+PROMPTS = 64  # earlier edits whose routing a step looks at
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,12 @@ class Inputs:
         kept = place >= 0
         return Inputs(self.x[kept], self.plain[kept], place[kept], len(which))
 
-    def indicator(self, change: Tensor, *, relative: bool) -> Tensor:
-        """(n,) of the paper, or relative to the plain output."""
+    def indicator(self, change: Tensor, *, relative: bool, largest: bool = False) -> Tensor:
+        """(n,) of the paper, or relative to the plain output; the mean over tokens, or the largest of them."""
         added = (self.x @ change.T).norm(dim=-1)
+        if largest:
+            each = added / self.plain.clamp(min=1e-12) if relative else added
+            return added.new_zeros(self.n).scatter_reduce(0, self.owner, each, "amax")
         total = added.new_zeros(self.n).index_add(0, self.owner, added)
         rest = self.plain if relative else torch.ones_like(self.plain)
         return total / added.new_zeros(self.n).index_add(0, self.owner, rest)
@@ -117,32 +123,39 @@ class Rows:
         prompts: the inputs at each row's prompt.
     """
 
-    def __init__(self, lm: LM, layer: int, rows: Sequence[Row]) -> None:
+    def __init__(self, lm: LM, layer: int, rows: Sequence[Row], *, from_subject: bool = False) -> None:
+        """Freeze the rows.
+
+        Args:
+            from_subject: take the tokens before the subject as the model leaves them, so that no step runs them: for
+                a change that does not answer to what stands there.
+        """
         self.lm, self.rows = lm, list(rows)
         self.site, start = site_of_shift(lm, layer)
         lengths = [row.reads[0] + 1 for row in rows]
-        batch = pad_rows([row.ids for row in rows], pivots="right", prompts=lengths, device=lm.device)
+        pivots = [row.subject if from_subject else 0 for row in rows]
+        batch = pad_rows([row.ids for row in rows], pivots=pivots, prompts=lengths, device=lm.device)
         with lm.session() as s, torch.no_grad():
             s.capture("mlp_key", layer)
             s.capture("mlp_value", layer)
-            self.cone = s.cone(batch, start)
-            self.key = s.captured["mlp_key", layer].float()
+            self.cone = s.cone(batch, start, max(pivots))
+            key = s.captured["mlp_key", layer].float()
             value = s.captured["mlp_value", layer]
         self.start = start
+        self.key = key[:, max(pivots) :]
+        self.read = read_mask(batch, self.rows)
         assert batch.ends is not None
         prompt = batch.mask.bool() & (torch.arange(batch.width, device=lm.device) < batch.ends[:, None])
-        self.prompts = _inputs(lm, layer, self.key, value, prompt)
+        self.prompts = _inputs(lm, layer, key, value, prompt)
 
     def nll(self, change: Tensor, which: Tensor) -> Tensor:
         """(len(which),) mean over the target's tokens with `change` (d_out, d_in) in the value matrix."""
         chosen = [self.rows[i] for i in which.tolist()]
-        cone = self.cone.rows(which)
-        batch: Batch = cone.batch
         # What the change adds, padded tokens and all: nothing reads those.
         added = self.key[which] @ change.T
         with self.lm.session() as s:
             s.patch(self.site, self.start, lambda part: part + added.to(part.dtype))
-            logits = s.run(cone, read=read_mask(batch, chosen)).logits
+            logits = s.run(self.cone.rows(which), read=self.read[which]).logits
         assert logits is not None
         wanted = torch.tensor([t for row in chosen for t in row.targets], device=logits.device)
         owner = torch.tensor([i for i, row in enumerate(chosen) for _ in row.targets], device=logits.device)
@@ -174,15 +187,51 @@ class Trained:
     losses: list[tuple[float, float]]
 
 
+class Unknown:
+    """What is trained: the entries of D on the mask, or its step in the coordinates of a metric.
+
+    Attributes:
+        values: the parameter. rows: numbers of D's rows that the mask touches.
+    """
+
+    def __init__(self, start: Tensor, mask: Tensor, factor: Tensor | None) -> None:
+        """Begin at `start` (d_out, d_in); a mask of whole rows where there is a factor."""
+        self.start, self.mask, self.factor = start, mask, factor
+        self.rows = (mask // start.shape[1]).unique_consecutive()
+        if factor is None:
+            self.values = start.flatten()[mask].clone().requires_grad_()
+        else:
+            self.values = start.new_zeros(len(self.rows), start.shape[1]).requires_grad_()
+
+    @property
+    def change(self) -> Tensor:
+        """(d_out, d_in) D as it stands."""
+        if self.factor is None:
+            return self.start.flatten().scatter(0, self.mask, self.values).view_as(self.start)
+        step = torch.linalg.solve_triangular(self.factor, self.values, upper=False, left=False)
+        return self.start.index_add(0, self.rows, step)
+
+
+@dataclass(frozen=True)
+class Quiet:
+    """Inputs on which an edit must not be heard, and those of earlier edits that must go on to be.
+
+    Attributes:
+        pool: irrelevant texts to draw from. near: the prompt about other subjects, always there.
+        earlier: prompts of the shard's earlier edits. others: prompts of the edits of other banks.
+    """
+
+    pool: Inputs
+    near: Inputs
+    earlier: Inputs
+    others: Inputs
+
+
 def train(
-    start: Tensor,
-    mask: Tensor,
+    unknown: Unknown,
     rows: Rows,
     n_own: int,
-    negatives: Inputs,
-    near: Inputs,
-    earlier: Inputs | None,
-    silent_on: Inputs | None,
+    quiet: Quiet,
     config: Config,
     generator: torch.Generator,
     on_step: OnStep,
@@ -190,38 +239,40 @@ def train(
     """Train the change for one edit, from where the shard stands.
 
     Args:
-        start: (d_out, d_in) the shard's change so far. mask: flat indices of what may change.
-        rows: the edit's own `n_own` rows first, then one of each earlier edit of the shard, for replay.
-        negatives: irrelevant texts to draw from; near: the prompt about other subjects, always there.
-        earlier: prompts of the shard's earlier edits; silent_on: prompts of the edits of other banks.
+        rows: the edit's own `n_own` rows first, the bare prompt leading; then some of earlier edits, for replay.
 
     Raises:
         EditFailed: the loss is not finite.
     """
-    relative = config.indicator == "relative"
-    values = start.flatten()[mask].clone().requires_grad_()
-    adam = torch.optim.Adam([values], lr=config.lr)
-    own = torch.arange(n_own, device=start.device)
+
+    def heard(inputs: Inputs, change: Tensor) -> Tensor:
+        some = change[unknown.rows]  # the others are zero
+        return inputs.indicator(some, relative=config.indicator == "relative", largest=config.pooling == "max")
+
+    def draw(inputs: Inputs, n: int) -> Inputs:
+        return inputs.some(torch.randperm(inputs.n, generator=generator)[:n].to(inputs.owner))
+
+    adam = torch.optim.Adam([unknown.values], lr=config.lr)
     losses = []
     for step in range(config.steps):
-        change = start.flatten().scatter(0, mask, values).view_as(start)
-        n_past = len(rows.rows) - n_own
-        past = n_own + torch.randperm(n_past, generator=generator)[: config.replay]
+        change = unknown.change
+        drawn = 1 + torch.randperm(n_own - 1, generator=generator)[: config.rows]
+        own = torch.cat([torch.zeros(1, dtype=torch.long), drawn]).to(change.device)
+        past = n_own + torch.randperm(len(rows.rows) - n_own, generator=generator)[: config.replay].to(own)
         nll = rows.nll(change, torch.cat([own, past]))
-        drawn = negatives.some(torch.randperm(negatives.n, generator=generator)[: config.negatives])
-        irrelevant = [part.indicator(change, relative=relative) for part in (drawn, near) if part.n]
-        if silent_on is not None:
-            irrelevant.append(silent_on.indicator(change, relative=relative))
-        edits = rows.prompts.some(own).indicator(change, relative=relative)
-        loss_a = margin_loss(torch.cat(irrelevant), edits, config.alpha, config.beta, config.gamma)
-        if earlier is not None:
-            loss_a = loss_a + _violated(config.beta - earlier.indicator(change, relative=relative))
-        loss = nll[:n_own].mean() + config.margin_weight * loss_a
+        texts = [draw(quiet.pool, config.negatives), quiet.near, draw(quiet.others, PROMPTS)]
+        silent_on = [heard(part, change) for part in texts if part.n]
+        edits = heard(rows.prompts.some(own), change)
+        loss_a = margin_loss(torch.cat(silent_on), edits, config.alpha, config.beta, config.gamma)
+        if quiet.earlier.n:
+            loss_a = loss_a + _violated(config.beta - heard(draw(quiet.earlier, PROMPTS), change))
+        fit = nll[: len(own)].mean()
+        loss = fit + config.margin_weight * loss_a
         if len(past):
-            loss = loss + config.replay_weight * nll[n_own:].mean()
+            loss = loss + config.replay_weight * nll[len(own) :].mean()
         if not bool(torch.isfinite(loss)):
             raise EditFailed("The loss of the side memory is not finite.", "Try a smaller learning rate.")
-        losses.append((nll[:n_own].mean().item(), loss_a.item()))
+        losses.append((fit.item(), loss_a.item()))
         on_step(StepInfo("training the side memory", step + 1, config.steps, "steps", f"NLL {losses[-1][0]:.3f}"))
         if losses[-1][0] < config.stop_nll and losses[-1][1] < config.stop_margin:
             break
@@ -230,4 +281,4 @@ def train(
         adam.zero_grad()
         loss.backward()
         adam.step()
-    return Trained(values.detach(), losses)
+    return Trained(unknown.change.detach().flatten()[unknown.mask], losses)

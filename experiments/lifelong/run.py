@@ -145,23 +145,27 @@ def scores(lm: LM, far: dict[str, list[Question]], sample: int) -> Iterator[dict
         twin.redo(entry.id)
         before, now = len(written), len(written) + len(entry.edit.requests)
         written += [Fact.model_validate(request) for request in entry.edit.requests]
-        if not any(before < mark <= now for mark in marks):
-            continue
-        places = np.unique(np.linspace(0, now - 1, min(sample, now)).round().astype(int))
-        found = {line.metric: line for line in twin.evaluate([written[i] for i in places], metrics=METRICS).lines}
-        for name, questions in far.items():
-            asked = [
-                Fact(prompt="{} is", subject=f"Question {i}", target_new="so", locality=(question,))
-                for i, question in enumerate(questions[: 2 * sample])
-            ]
-            scored = {line.metric: line for line in twin.evaluate(asked, metrics=["locality_acc"]).lines}
-            found[f"locality, {name}"] = scored["locality_acc"]
-        for metric, line in found.items():
-            e = line.edited
-            yield {
-                "edits": now, "metric": metric, "base": line.base.mean, "edited": e.mean, "low": e.low,
-                "high": e.high, "items": e.n,
-            }  # fmt: skip
+        if any(before < mark <= now for mark in marks):
+            for metric, line in measured(twin, written, far, sample).items():
+                e = line.edited
+                yield {
+                    "edits": now, "metric": metric, "base": line.base.mean, "edited": e.mean, "low": e.low,
+                    "high": e.high, "items": e.n,
+                }  # fmt: skip
+
+
+def measured(lm: LM, written: list[Fact], far: dict[str, list[Question]], sample: int) -> dict[str, Any]:
+    """The lines of the model as it is, on an even sample of the facts written and on questions about anything else."""
+    places = np.unique(np.linspace(0, len(written) - 1, min(sample, len(written))).round().astype(int))
+    found = {line.metric: line for line in lm.evaluate([written[i] for i in places], metrics=METRICS).lines}
+    for name, questions in far.items():
+        asked = [
+            Fact(prompt="{} is", subject=f"Question {i}", target_new="so", locality=(question,))
+            for i, question in enumerate(questions[: 2 * sample])
+        ]
+        scored = {line.metric: line for line in lm.evaluate(asked, metrics=["locality_acc"]).lines}
+        found[f"locality, {name}"] = scored["locality_acc"]
+    return found
 
 
 if __name__ == "__main__":

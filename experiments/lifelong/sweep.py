@@ -15,14 +15,23 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from run import elsewhere
+from run import elsewhere, measured
 
 from editlab import LM
 from editlab.config import parse_overrides
 from editlab.data.formats import load_facts
 from editlab.evaluation.known import preferred
 
-METRICS = ("rewrite_acc", "rephrase_acc", "efficacy_said", "paraphrase", "paraphrase_said", "neighbourhood_same")
+SCORES = {
+    "rewrite_acc": "reliability",
+    "rephrase_acc": "generalization",
+    "locality, published": "locality",
+    "locality, stripped": "prefix stripped",
+    "neighbourhood_same": "near neighbours",
+    "efficacy_said": "said",
+    "paraphrase_said": "said on paraphrases",
+    "perplexity": "perplexity",
+}
 ASKED = 50  # other facts, and questions about anything else
 HERE = Path(__file__).parent
 
@@ -32,7 +41,9 @@ def main() -> None:
     parser.add_argument("facts", type=Path)
     parser.add_argument("--far", type=Path, required=True, help="zsRE records, for their locality questions")
     parser.add_argument("--model")
+    parser.add_argument("--records", type=int, nargs=2, default=(150, 300), help="of the file: from, to")
     parser.add_argument("--edits", type=int, default=16)
+    parser.add_argument("--sample", type=int, default=50, help="facts that are scored")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
     parser.add_argument("--out", type=Path, default=HERE / "sweep.csv")
     parser.add_argument("--threads", type=int, default=0)
@@ -40,25 +51,31 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     lm = LM.from_pretrained(options.model)
-    facts = preferred(lm, load_facts(options.facts)[: 2 * options.edits + ASKED])
-    chosen, others = facts[: options.edits], facts[-ASKED:]
+    start, stop = options.records
+    facts = preferred(lm, load_facts(options.facts)[start : min(stop, start + 2 * options.edits + ASKED)])
+    chosen, others = facts[: options.edits], facts[options.edits :][-ASKED:]
+    far = elsewhere(load_facts(options.far), [])
     began = time.perf_counter()
-    for fact in chosen:
-        lm.edit(fact, "wise", **parse_overrides(options.set))
+    for i, fact in enumerate(chosen):
+        entry = lm.edit(fact, "wise", **parse_overrides(options.set))
+        print(i, fact.subject, entry.edit.info["steps"], entry.edit.info["target_nll"], flush=True)
     seconds = (time.perf_counter() - began) / len(chosen)
     prompts = {
         "edits": [f.text for f in chosen],
         "paraphrases": [text for f in chosen for text in f.paraphrases],
         "neighbours": [text for f in chosen for text in f.neighbours],
         "other facts": [f.text for f in others],
-        **{name: [q.prompt for q in asked[:ASKED]] for name, asked in elsewhere(load_facts(options.far), []).items()},
+        **{name: [q.prompt for q in asked[:ASKED]] for name, asked in far.items()},
     }
-    routed = {
-        f"routed: {name}": (lm.route(of).to_pandas()["answers"] != "model").mean() for name, of in prompts.items()
-    }
-    found = lm.evaluate(chosen, metrics=METRICS)
-    scores = {line.metric: line.edited.mean for line in found.lines}
-    row = {"model": lm.name, "edits": len(chosen), "settings": " ".join(options.set)} | scores | routed
+    routed = {}
+    for name, of in prompts.items():
+        table = lm.route(of).to_pandas()
+        routed[f"routed: {name}"] = (table["answers"] != "model").mean()
+        print(name, table["margin"].describe(percentiles=[0.05, 0.25, 0.75, 0.95]).round(2).to_dict(), flush=True)
+    found = measured(lm, chosen, far, options.sample)
+    row = {"model": lm.name, "edits": len(chosen), "records": f"{start} to {stop}", "settings": " ".join(options.set)}
+    row |= {shown: found[metric].edited.mean for metric, shown in SCORES.items()} | routed
+    row["mean"] = (row["reliability"] + row["generalization"] + row["locality"]) / 3
     row["steps"] = sum(sum(e.edit.info["steps"]) for e in lm.ledger.active) / len(chosen)
     row["seconds"] = seconds
     done = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame()

@@ -18,19 +18,22 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from editlab.config import MethodConfig
 from editlab.edits.irrelevant import near, pool, subjects
 from editlab.edits.keys import contexts
+from editlab.edits.preserve import covariances
+from editlab.edits.rewordings import behind_prose, with_other_openings, with_words_left_out
 from editlab.edits.settings import memory_layer
-from editlab.edits.side_training import Inputs, Rows, Trained, inputs_of, kept_inputs_of, train
+from editlab.edits.side_metric import factor_of
+from editlab.edits.side_training import Inputs, Quiet, Rows, Trained, Unknown, inputs_of, kept_inputs_of, train
 from editlab.errors import RequestError
 from editlab.memories.kinds.wise import Routing, mask_of, pack, shards_of
 from editlab.memories.merges import MERGES
 from editlab.progress import OnStep, StepInfo, silent
-from editlab.rows import rewrite_row
+from editlab.rows import Row, rewrite_row
 from editlab.state.edit import Edit
 
 if TYPE_CHECKING:
@@ -52,10 +55,12 @@ class Config(MethodConfig):
     merge_every: int = Field(2, ge=1, description="shards that are merged (paper: 2)")
     mode: Literal["merge", "retrieve"] = Field("merge", description="one merged bank for all, or a bank per merge")
     merge: str = Field("ties", description=f"how shards are merged: {', '.join(MERGES)}")
+    mask: Literal["entries", "rows"] = Field("entries", description="draw single entries (paper) or whole rows")
     merge_density: float = Field(0.53, gt=0, le=1, description="of ties, magnitude and dare (released code: 0.53)")
     indicator: Literal["absolute", "relative", "reference"] = Field(
         "relative", description="what routes: the paper's, that over the plain output's, or the released code's"
     )
+    pooling: Literal["mean", "max"] = Field("mean", description="over the prompt's tokens")
     ratio: float = Field(0.8, gt=0, le=1, description="threshold, in units of the lowest indicator of the edits")
     alpha: float = Field(0.15, description="irrelevant texts stay below (paper, absolute: 5)")
     beta: float = Field(1.0, description="edits stay above (paper, absolute: 20)")
@@ -64,6 +69,9 @@ class Config(MethodConfig):
     negatives: int = Field(16, ge=0, description="irrelevant texts a step")
     pool: int = Field(128, ge=1, description="irrelevant texts to draw from")
     near: int = Field(8, ge=0, description="the edit's prompt about so many other subjects, in every step")
+    whiten: bool = Field(
+        False, description="steps in the metric of ordinary text, near neighbours and earlier edits; rows only"
+    )
     replay: int = Field(2, ge=0, description="earlier edits of the shard that a step trains again")
     replay_weight: float = Field(1.0, ge=0, description="of their loss")
     stop_nll: float = Field(0.02, ge=0, description="training ends below this loss, if the margins hold")
@@ -71,7 +79,19 @@ class Config(MethodConfig):
     contexts: dict[PositiveInt, PositiveInt] = Field(
         default={5: 5, 10: 5}, description="random texts put in front of the prompt: {length in tokens: how many}"
     )
+    prose: int = Field(0, ge=0, description="sentences of ordinary prose put in front of the prompt")
+    left_out: int = Field(0, ge=0, description="copies of the prompt with words left out")
+    openings: int = Field(0, ge=0, description="other openings that name the subject")
+    rows: int = Field(1000, ge=0, description="of these texts a step trains on, beside the prompt")
     seed: int = Field(0, ge=0, description="of masks, contexts and draws")
+    stats_text: str = Field("factbook", description="ordinary text: 'factbook' or a file")
+    stats_tokens: int | None = Field(None, ge=1, description="tokens of it; default twenty per key dimension")
+
+    @model_validator(mode="after")
+    def _whole_rows(self) -> Config:
+        if self.whiten and self.mask != "rows":
+            raise ValueError("'whiten' needs 'mask' to be 'rows'")
+        return self
 
 
 def compute(lm: LM, facts: list[Fact], config: Config, on_step: OnStep = silent) -> Edit:
@@ -91,13 +111,14 @@ def compute(lm: LM, facts: list[Fact], config: Config, on_step: OnStep = silent)
     memory = _Memory.begun(lm, path)
     first = memory.number
     negatives = kept_inputs_of(lm, layer, pool(config.pool, seed=config.seed))
+    covariance = covariances(lm, [layer], config, on_step)[layer] if config.whiten else None
     tensors: dict[str, Tensor] = {}
     records = []
     for i, fact in enumerate(facts):
         on_step(StepInfo("edits of the side memory", i, len(facts), "edits", fact.subject))
         shard = memory.number // config.shard_size
         with lm.routes.off(path):
-            found, prompt = _one(lm, layer, fact, memory, shard, negatives, config, on_step)
+            found, prompt = _one(lm, layer, fact, memory, shard, negatives, covariance, config, on_step)
         mask = pack(memory.mask(shard, config).cpu(), memory.change(shard).numel())
         _add(tensors, shard, memory.take(shard, fact, found.values, prompt, config), mask, prompt)
         nll = [found.losses[0][0], found.losses[-1][0]]
@@ -112,6 +133,7 @@ def compute(lm: LM, facts: list[Fact], config: Config, on_step: OnStep = silent)
         merge=config.merge,
         density=config.merge_density,
         indicator=config.indicator,
+        pooling=config.pooling,
         ratio=config.ratio,
         seed=config.seed,
         number=first,
@@ -172,7 +194,8 @@ class _Memory:
 
     def mask(self, shard: int, config: Config) -> Tensor:
         """What the shard may change."""
-        return mask_of(self.shape, config.density, config.seed, shard).to(self.device)
+        rows = config.mask == "rows"
+        return mask_of(self.shape, config.density, config.seed, shard, rows=rows).to(self.device)
 
     def take(self, shard: int, fact: Fact, values: Tensor, prompt: Tensor, config: Config) -> Tensor:
         """Take an edit in; what it added to the shard's values, on the CPU."""
@@ -191,34 +214,40 @@ def _one(
     memory: _Memory,
     shard: int,
     negatives: Inputs,
+    covariance: Tensor | None,
     config: Config,
     on_step: OnStep,
 ) -> tuple[Trained, Tensor]:
     """Train one edit; also the inputs of its bare prompt, (n, d_in) on the CPU."""
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + memory.number)
-    texts = contexts(lm, per_length=config.contexts, seed=config.seed)
-    own = [rewrite_row(lm, fact, context=text, sink=False) for text in ("", *texts)]
+    own = _own_rows(lm, fact, config)
     written = memory.facts.get(shard, [])
     again = [written[n] for n in torch.randperm(len(written), generator=generator)[: REPLAYED * config.replay].tolist()]
-    rows = Rows(lm, layer, own + [rewrite_row(lm, f, sink=False) for f in again])
+    rows = Rows(lm, layer, own + [rewrite_row(lm, f, sink=False) for f in again], from_subject=config.whiten)
     # Earlier edits' neighbours must stay quiet too; a few of them, others each time.
     hard = near(fact, subjects(), config.near, seed=config.seed)
     hard += [text for f in again for text in near(f, subjects(), min(1, config.near), seed=memory.number)]
+    neighbours = inputs_of(lm, layer, hard) if hard else negatives.some(torch.arange(0))
+    here = memory.prompts.get(shard, [])
     others = [x for n, inputs in memory.prompts.items() if n != shard for x in inputs]
-    found = train(
-        memory.change(shard),
-        memory.mask(shard, config),
-        rows,
-        len(own),
-        negatives,
-        inputs_of(lm, layer, hard) if hard else negatives.some(torch.arange(0)),
-        _kept(lm, layer, memory.prompts.get(shard, [])),
-        _kept(lm, layer, others) if config.mode == "retrieve" else None,
-        config,
-        generator,
-        on_step,
-    )
+    others = others if config.mode == "retrieve" else []
+    factor = None if covariance is None else factor_of(covariance, neighbours.x, [*here, *others])
+    unknown = Unknown(memory.change(shard), memory.mask(shard, config), factor)
+    quiet = Quiet(negatives, neighbours, _kept(lm, layer, here), _kept(lm, layer, others))
+    found = train(unknown, rows, len(own), quiet, config, generator, on_step)
     return found, rows.prompts.some(torch.tensor([0], device=lm.device)).x.cpu()
+
+
+def _own_rows(lm: LM, fact: Fact, config: Config) -> list[Row]:
+    """The prompt, then the texts that train it in other surroundings and other words."""
+    texts = [*contexts(lm, per_length=config.contexts, seed=config.seed)]
+    texts += behind_prose(fact, config.prose, seed=config.seed)
+    reworded = with_words_left_out(fact, config.left_out, seed=config.seed)
+    reworded += with_other_openings(fact, config.openings, seed=config.seed)
+    rows = [rewrite_row(lm, fact, context=text, sink=False) for text in ("", *texts)]
+    # Every other rewording stands behind one of the texts.
+    places = [texts[i // 2 % len(texts)] if i % 2 and texts else "" for i in range(len(reworded))]
+    return rows + [rewrite_row(lm, f, context=text, sink=False) for f, text in zip(reworded, places, strict=True)]
 
 
 def _add(tensors: dict[str, Tensor], shard: int, values: Tensor, mask: Tensor, prompt: Tensor) -> None:
@@ -236,12 +265,11 @@ def _add(tensors: dict[str, Tensor], shard: int, values: Tensor, mask: Tensor, p
     }
 
 
-def _kept(lm: LM, layer: int, inputs: list[Tensor]) -> Inputs | None:
+def _kept(lm: LM, layer: int, inputs: list[Tensor]) -> Inputs:
     """Kept inputs of earlier prompts with what the matrix gives for them now."""
-    if not inputs:
-        return None
-    x = torch.cat(inputs).to(lm.device)
     ref = lm.adapter.down(lm.model, layer)
     weight = ref.oriented(lm.model.get_parameter(ref.name).detach()).float()
-    owner = torch.arange(len(inputs)).repeat_interleave(torch.tensor([len(v) for v in inputs]))
-    return Inputs(x, (x @ weight.T).norm(dim=-1), owner.to(lm.device), len(inputs))
+    x = torch.cat([weight.new_zeros(0, weight.shape[1]), *(part.to(weight) for part in inputs)])
+    sizes = torch.tensor([len(part) for part in inputs], dtype=torch.long)
+    owner = torch.arange(len(inputs)).repeat_interleave(sizes)
+    return Inputs(x, (x @ weight.T).norm(dim=-1), owner.to(x.device), len(inputs))

@@ -7,9 +7,14 @@ shards are merged; the result, the shards that wait to be merged and the one in 
     relative    sum of ||D a_t|| / sum of ||W a_t||             (scale-free across models and layers)
     reference   mean of ||act((W + D) a_t) - act(W a_t)||       (the released code)
 
-is a bank's indicator, a_t being the value matrix's input. The bank with the largest indicator above its own threshold
-answers, else the model as it is. The threshold is `ratio` times the smallest indicator of the bank's own edit prompts,
-computed afresh from their kept inputs whenever the memory changes: after later edits, merges and undoing.
+is a bank's indicator, a_t being the value matrix's input; with `pooling` "max" it is the largest of the tokens' instead
+of their mean, so that a subject is noticed however long the text around it is. The bank whose indicator is the farthest
+above its own threshold answers, else the model as it is: banks of different strength are compared in units of what
+their own edits reach. The threshold is `ratio` times the smallest indicator of the bank's own edit prompts, computed
+afresh from their kept inputs whenever the memory changes: after later edits, merges and undoing.
+
+A mask is drawn by entries or by whole rows of the matrix. A bank's rows that are zero are not multiplied, so many banks
+of few rows cost what one full one does.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from editlab.errors import EditlabError
 from editlab.memories.checks import damaged, parsed, sizes, tensor
@@ -52,6 +58,7 @@ class Routing(BaseModel):
     merge: str
     density: float = Field(gt=0, le=1)
     indicator: Literal["absolute", "relative", "reference"]
+    pooling: Literal["mean", "max"] = "mean"
     ratio: float
     seed: int = Field(ge=0, lt=2**63)
     number: int = Field(ge=0, le=2**31)
@@ -77,6 +84,23 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class _Part:
+    """The rows of a change that are not zero; `rows` are their numbers."""
+
+    rows: Tensor
+    values: Tensor
+
+    @classmethod
+    def of(cls, change: Tensor) -> _Part:
+        rows = change.any(1).nonzero()[:, 0]
+        return cls(rows, change[rows].contiguous())
+
+    def added(self, x: Tensor) -> Tensor:
+        """(..., rows) of what the change adds to the output for x (..., d_in)."""
+        return x @ self.values.T
+
+
+@dataclass(frozen=True)
 class Bank:
     """One candidate to answer: `change` is W' - W, `inputs` those of the edits that it holds."""
 
@@ -85,11 +109,17 @@ class Bank:
     inputs: tuple[Tensor, ...]
 
 
-def mask_of(shape: Sequence[int], density: float, seed: int, shard: int) -> Tensor:
-    """(round(density * N),) int64 ascending flat indices of the entries that a shard may change."""
-    size = int(np.prod(shape))
-    chosen = np.random.default_rng([seed, shard]).permutation(size)[: round(density * size)]
-    return torch.from_numpy(np.sort(chosen))
+def mask_of(shape: Sequence[int], density: float, seed: int, shard: int, *, rows: bool = False) -> Tensor:
+    """int64 ascending flat indices of the entries that a shard may change.
+
+    Args:
+        rows: draw `round(density * d_out)` whole rows instead of `round(density * N)` entries.
+    """
+    size = int(np.prod(shape[:1] if rows else shape))
+    chosen = np.sort(np.random.default_rng([seed, shard]).permutation(size)[: round(density * size)])
+    if rows:
+        chosen = (chosen[:, None] * shape[1] + np.arange(shape[1])).ravel()
+    return torch.from_numpy(chosen)
 
 
 def pack(indices: Tensor, size: int) -> Tensor:
@@ -162,7 +192,7 @@ class Layer:
         self._act = act
         self._bias = getattr(module, "bias", None)
         self._module = module
-        self._changes = [bank.change.to(weight.device) for bank in banks]
+        self._parts = [_Part.of(bank.change.to(weight.device)) for bank in banks]
 
     @cached_property
     def thresholds(self) -> Tensor:
@@ -174,54 +204,64 @@ class Layer:
             inputs = torch.cat(bank.inputs).to(weight.device)
             with torch.no_grad():
                 plain = type(module).forward(module, inputs.to(weight.dtype))  # the instance's own forward is routed
-            parts = self.look(inputs[None], plain[None])
-            count = torch.tensor([len(x) for x in bank.inputs], device=weight.device)
-            owner = torch.arange(len(count), device=weight.device).repeat_interleave(count)
-            added, length = (p.new_zeros(len(count), *p.shape[2:]).index_add(0, owner, p[0]) for p in parts)
-            lowest.append(self._indicator((added, length), count)[:, i].min())
+            parts = [part[0] for part in self.look(inputs[None], plain[None])]
+            sizes = [len(x) for x in bank.inputs]
+            texts = (pad_sequence(part.split(sizes), batch_first=True) for part in parts)
+            count = torch.tensor(sizes, device=weight.device)
+            prompt = torch.arange(max(sizes), device=weight.device) < count[:, None]
+            lowest.append(self._indicator(prompt, *texts)[:, i].min())
         return self.routing.ratio * torch.stack(lowest)
 
     def look(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         """Lengths of what each bank would add, (B, n, banks), and of the plain output without bias, (B, n)."""
         with torch.no_grad():
             y = y.float() if self._bias is None else y.float() - self._bias.float()
-            added = [x.float() @ change.T for change in self._changes]
+            x = x.float()
+            added = [part.added(x) for part in self._parts]
             if self.routing.indicator == "reference":
                 plain = self._act(y)
-                added = [self._act(y + z) - plain for z in added]
+                added = [
+                    self._act(y[..., part.rows] + z) - plain[..., part.rows]
+                    for part, z in zip(self._parts, added, strict=True)
+                ]
             return torch.stack([z.norm(dim=-1) for z in added], dim=-1), y.norm(dim=-1)
 
-    def _indicator(self, sums: tuple[Tensor, ...], count: Tensor) -> Tensor:
-        added, plain = sums
-        if self.routing.indicator == "relative":
-            return added / plain[:, None].clamp(min=1e-12)
-        return added / count[:, None].clamp(min=1)
+    def _indicator(self, prompt: Tensor, added: Tensor, plain: Tensor) -> Tensor:
+        """(B, banks) from what `look` saw of the tokens (B, n), where `prompt` has them."""
+        relative = self.routing.indicator == "relative"
+        if self.routing.pooling == "max":
+            each = added / plain[..., None].clamp(min=1e-12) if relative else added
+            return torch.where(prompt[..., None], each, 0).amax(1)
+        total = (added * prompt[..., None]).sum(1)
+        return total / ((plain * prompt).sum(1).clamp(min=1e-12) if relative else prompt.sum(1).clamp(min=1))[:, None]
 
     def decide(self, prompt: Tensor, parts: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """The bank with the largest indicator above its threshold, row by row; -1 for the model as it is."""
-        added, plain = parts
-        sums = ((added * prompt[..., None]).sum(1), (plain * prompt).sum(1))
-        scores = self._indicator(sums, prompt.sum(1))
+        """The bank whose indicator is the farthest above its threshold, row by row; -1 for the model as it is."""
+        scores = self._indicator(prompt, *parts)
         if self.force == "main":
             return torch.full_like(scores[:, 0], -1, dtype=torch.long), scores
         if self.force != "auto":
             return torch.full_like(scores[:, 0], self.force, dtype=torch.long), scores
-        clear = torch.where(scores > self.thresholds, scores, -torch.inf)
+        clear = torch.where(scores > self.thresholds, self.margin(scores), -torch.inf)
         return torch.where(clear.amax(1) > -torch.inf, clear.argmax(1), -1), scores
 
     def change(self, x: Tensor, y: Tensor, chosen: Tensor, ends: Tensor | None) -> Tensor:
-        """Every token of a routed sequence is answered by its bank."""
-        for i, change in enumerate(self._changes):
-            routed = (y.float() + x.float() @ change.T).to(y.dtype)
-            y = torch.where((chosen == i)[:, None, None], routed, y)
-        return y
+        """Every token of a routed sequence is answered by its bank; banks that nobody chose are not computed."""
+        out = y
+        for i in chosen.unique().tolist():
+            if i >= 0:
+                mine, part = chosen == i, self._parts[i]
+                routed = y[mine].float()
+                routed[..., part.rows] += part.added(x[mine].float())
+                out = out.index_put((mine,), routed.to(y.dtype))
+        return out
 
     def name(self, bank: int) -> str:
         return self.banks[bank].name
 
     def margin(self, scores: Tensor) -> Tensor:
         """(n_banks,) indicators over thresholds."""
-        return scores / self.thresholds
+        return scores / self.thresholds.clamp(min=1e-12)
 
     def why(self, scores: Tensor, chosen: int) -> str:
         """One sentence about a row."""
@@ -233,7 +273,7 @@ class Layer:
         if chosen < 0:
             return f"{against} does not exceed {limit}, and no other bank is closer"
         rivals = int((scores > self.thresholds).sum()) - 1
-        return f"{against} exceeds {limit}" + (f"; the largest of {rivals + 1} that do" if rivals else "")
+        return f"{against} exceeds {limit}" + (f", the farthest of {rivals + 1} that do" if rivals else "")
 
 
 def layer(module: nn.Module, edits: Sequence[Edit]) -> Layer:
