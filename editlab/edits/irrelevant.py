@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 MADE_UP = 150  # people, companies and places each
 
 
-def pool(n: int, *, seed: int, words: int = 16) -> list[str]:
+@cache
+def pool(n: int, *, seed: int, words: int = 16) -> tuple[str, ...]:
     """`n` texts, the beginning of prose passages and prompts in turn."""
     rng = random.Random(f"irrelevant {seed}")
     passages = load_corpus().passages
     prose = [" ".join(text.split()[:words]) for text in rng.sample(passages, n - n // 2)]
     stems = [stem for r in relations().values() for stem in r.stems]
-    return prose + [fill(rng.choice(stems), rng.choice(subjects())) for _ in range(n // 2)]
+    return (*prose, *(fill(rng.choice(stems), rng.choice(subjects())) for _ in range(n // 2)))
 
 
 def near(fact: Fact, others: Sequence[str], n: int, *, seed: int) -> list[str]:

@@ -16,7 +16,7 @@ from editlab.data.corpus import load_corpus
 if TYPE_CHECKING:
     from editlab.facts import Fact
 
-WORDS = (6, 14)  # of a sentence in front
+WORDS = (5, 9)  # of a sentence in front
 OPENINGS = (
     "{}",
     "{} is",

@@ -3,8 +3,8 @@
     python experiments/bench/wise.py
 
 Both trainings take the same rows, steps, mask and margins for one fact; the plain one runs every block for every row,
-the irrelevant texts included, and takes logits everywhere. The forward pass is 128 tokens, eight rows, with one bank in
-force that no row is routed to, against the same model without it.
+the irrelevant texts included, changes every token, and takes logits everywhere. The forward pass is 128 tokens, eight
+rows, with one bank in force that no row is routed to, and with ten, against the same model without any.
 """
 
 from __future__ import annotations
@@ -18,29 +18,32 @@ from editlab import LM, Fact
 from editlab.config import build
 from editlab.edits.irrelevant import near, pool, subjects
 from editlab.edits.keys import contexts
-from editlab.edits.methods.wise import Config
+from editlab.edits.methods.wise import Config, _own_rows
+from editlab.edits.preserve import covariances
 from editlab.edits.presets import with_preset
 from editlab.edits.settings import memory_layer
-from editlab.edits.side_training import Rows, inputs_of, margin_loss, train
+from editlab.edits.side_metric import factor_of
+from editlab.edits.side_training import Quiet, Rows, Unknown, inputs_of, margin_loss, train
 from editlab.hooks.batch import pad_rows
-from editlab.memories.kinds.wise import mask_of
-from editlab.rows import read_mask, rewrite_row
+from editlab.memories.kinds.wise import Layer, mask_of
+from editlab.rows import read_mask
 
 FACT = Fact(prompt="The capital of {} is", subject="France", target_new="Rome")
 STEPS = 10
 
 
-def plainly(lm: LM, layer: int, config: Config, mask: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """The values and the seconds of `STEPS` steps with full forwards."""
-    texts = contexts(lm, per_length=config.contexts, seed=config.seed)
-    rows = [rewrite_row(lm, FACT, context=text, sink=False) for text in ("", *texts)]
+def plainly(lm: LM, layer: int, config: Config, covariance: torch.Tensor | None) -> tuple[torch.Tensor, float]:
+    """The change and the seconds of `STEPS` steps with full forwards."""
+    started = time.perf_counter()
+    rows = _own_rows(lm, FACT, config)
     own = pad_rows([row.ids for row in rows], pivots="right", prompts=[row.reads[0] + 1 for row in rows])
     hard = near(FACT, subjects(), config.near, seed=config.seed)
     loose = pool(config.pool, seed=config.seed)
     generator = torch.Generator().manual_seed(config.seed * 1_000_003)
-    values = torch.zeros(len(mask), requires_grad=True)
-    adam = torch.optim.Adam([values], lr=config.lr)
     shape = (lm.adapter.d_model, lm.adapter.d_mlp)
+    factor = None if covariance is None else factor_of(covariance, inputs_of(lm, layer, hard).x, [])
+    unknown = Unknown(torch.zeros(shape), mask_for(config, shape), factor)
+    adam = torch.optim.Adam([unknown.values], lr=config.lr)
     ref = lm.adapter.down(lm.model, layer)
     weight = ref.oriented(lm.model.get_parameter(ref.name).detach())
 
@@ -60,37 +63,52 @@ def plainly(lm: LM, layer: int, config: Config, mask: torch.Tensor) -> tuple[tor
         keep = batch.mask.bool()
         if batch.ends is not None:
             keep = keep & (torch.arange(batch.width) < batch.ends[:, None])
-        sums = [(x.norm(dim=-1) * keep).sum(1) for x in (seen["added"], seen["plain"])]
-        return logits, sums[0] / sums[1]
+        added, plain = (x.norm(dim=-1) for x in (seen["added"], seen["plain"]))
+        if config.pooling == "max":
+            each = added / plain.clamp(min=1e-12) if config.indicator == "relative" else added
+            return logits, torch.where(keep, each, 0).amax(1)
+        return logits, (added * keep).sum(1) / ((plain if config.indicator == "relative" else 1) * keep).sum(1)
 
-    started = time.perf_counter()
     for step in range(STEPS):
-        change = torch.zeros(shape).flatten().scatter(0, mask, values).view(shape)
-        logits, edits = run(own, change)
-        drawn = [loose[i] for i in torch.randperm(len(loose), generator=generator)[: config.negatives]]
-        _, quiet = run(lm.encode([*drawn, *hard], pad="right"), change)
-        wanted = torch.tensor([t for row in rows for t in row.targets])
-        nll = torch.nn.functional.cross_entropy(logits[read_mask(own, rows)].float(), wanted)
+        change = unknown.change
+        drawn = 1 + torch.randperm(len(rows) - 1, generator=generator)[: config.rows]
+        chosen = torch.cat([torch.zeros(1, dtype=torch.long), drawn])
+        torch.randperm(0, generator=generator)
+        batch = own.rows(chosen)
+        logits, edits = run(batch, change)
+        texts = [loose[i] for i in torch.randperm(len(loose), generator=generator)[: config.negatives]]
+        _, quiet = run(lm.encode([*texts, *hard], pad="right"), change)
+        some = [rows[i] for i in chosen.tolist()]
+        wanted = torch.tensor([t for row in some for t in row.targets])
+        nll = torch.nn.functional.cross_entropy(logits[read_mask(batch, some)].float(), wanted)
         loss = nll + config.margin_weight * margin_loss(quiet, edits, config.alpha, config.beta, config.gamma)
         if step == STEPS - 1:
             break
         adam.zero_grad()
         loss.backward()
         adam.step()
-    return values.detach(), time.perf_counter() - started
+    return unknown.change.detach(), time.perf_counter() - started
 
 
-def frozen(lm: LM, layer: int, config: Config, mask: torch.Tensor) -> tuple[torch.Tensor, float]:
+def mask_for(config: Config, shape: tuple[int, int]) -> torch.Tensor:
+    return mask_of(shape, config.density, config.seed, 0, rows=config.mask == "rows")
+
+
+def frozen(lm: LM, layer: int, config: Config, covariance: torch.Tensor | None) -> tuple[torch.Tensor, float]:
     """The same by the library, texts frozen afresh."""
-    texts = contexts(lm, per_length=config.contexts, seed=config.seed)
     started = time.perf_counter()
-    rows = Rows(lm, layer, [rewrite_row(lm, FACT, context=text, sink=False) for text in ("", *texts)])
+    own = _own_rows(lm, FACT, config)
+    rows = Rows(lm, layer, own, from_subject=config.whiten)
     negatives = inputs_of(lm, layer, pool(config.pool, seed=config.seed))
     hard = inputs_of(lm, layer, near(FACT, subjects(), config.near, seed=config.seed))
+    nothing = negatives.some(torch.arange(0))
+    shape = (lm.adapter.d_model, lm.adapter.d_mlp)
+    factor = None if covariance is None else factor_of(covariance, hard.x, [])
+    unknown = Unknown(torch.zeros(shape), mask_for(config, shape), factor)
+    quiet = Quiet(negatives, hard, nothing, nothing)
     generator = torch.Generator().manual_seed(config.seed * 1_000_003)
-    start = torch.zeros(lm.adapter.d_model, lm.adapter.d_mlp)
-    found = train(start, mask, rows, len(rows.rows), negatives, hard, None, None, config, generator, lambda step: None)
-    return found.values, time.perf_counter() - started
+    train(unknown, rows, len(own), quiet, config, generator, lambda step: None)
+    return unknown.change.detach(), time.perf_counter() - started
 
 
 def forward_seconds(lm: LM, batch, repeats: int = 12) -> float:
@@ -110,11 +128,11 @@ def main() -> None:
     settings = with_preset(lm.adapter, "wise", {}) | {"steps": STEPS, "stop_nll": 0.0, "replay": 0}
     config = build(Config, settings, "wise")
     layer = memory_layer(lm.adapter, config.layer)
-    mask = mask_of((lm.adapter.d_model, lm.adapter.d_mlp), config.density, config.seed, 0)
+    covariance = covariances(lm, [layer], config)[layer] if config.whiten else None
     contexts(lm, per_length=config.contexts, seed=config.seed)
-    fast_values, fast = frozen(lm, layer, config, mask)
-    plain_values, plain = plainly(lm, layer, config, mask)
-    same = float(torch.nn.functional.cosine_similarity(fast_values, plain_values, dim=0))
+    fast_change, fast = frozen(lm, layer, config, covariance)
+    plain_change, plain = plainly(lm, layer, config, covariance)
+    same = float(torch.nn.functional.cosine_similarity(fast_change.flatten(), plain_change.flatten(), dim=0))
     print(f"{STEPS} steps at layer {layer}: full forwards {plain:.1f} s, frozen rows {fast:.1f} s (texts included)")
     print(f"{plain / fast:.1f} times faster; cosine of the changes {same:.5f}")
     batch = lm.encode(["The river runs past the old town. " * 40] * 8)
@@ -124,11 +142,23 @@ def main() -> None:
     (routed,) = lm.routes.layers.values()
     routed.force = "main"
     again = forward_seconds(lm, batch)
+    module = lm.model.get_submodule(lm.adapter.layers[layer].down)
+    ten = Layer(module, routed.banks * 10, routed.routing, torch.nn.functional.silu)
+    ten.force = "main"
+    lm.routes.set({lm.adapter.layers[layer].down: ten}, "ten banks")
+    many = forward_seconds(lm, batch)
     print(f"forward of {tuple(batch.ids.shape)} tokens: {base:.3f} s, with a side memory {again:.3f} s")
-    print(f"ratio {again / base:.3f}")
+    print(f"ratio {again / base:.3f}; with ten banks {many / base:.3f}")
     write(
         "wise",
-        {"full_s": plain, "frozen_s": fast, "speed_up": plain / fast, "cosine": same, "forward_ratio": again / base},
+        {
+            "full_s": plain,
+            "frozen_s": fast,
+            "speed_up": plain / fast,
+            "cosine": same,
+            "forward_ratio": again / base,
+            "forward_ratio_ten_banks": many / base,
+        },
     )
 
 

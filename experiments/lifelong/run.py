@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,13 @@ from editlab.runs.journal import Journal
 # Two contexts instead of five: half the time of an optimised value, and two hundred of them add up.
 TWO: dict[str, Any] = {"contexts": {10: 2}}
 ANCHOR: dict[str, Any] = {"value_norm_anchor": True}
+# As published but for Adam: a late layer, single entries, plain steps, the mean over tokens, one merged bank.
+PLAIN: dict[str, Any] = {
+    "layer": 25, "mask": "entries", "whiten": False, "pooling": "mean", "indicator": "relative", "ratio": 0.8,
+    "mode": "merge", "shard_size": 50, "merge_every": 2, "steps": 40, "lr": 0.01, "contexts": {5: 3, 10: 3},
+    "prose": 0, "left_out": 0, "openings": 0, "rows": 1000, "near": 4, "replay": 2, "alpha": 0.15, "beta": 1.0,
+    "gamma": 0.6, "margin_weight": 50.0, "stop_nll": 0.1, "stop_margin": 0.05,
+}  # fmt: skip
 # Name in the table: method, settings, facts of one edit.
 SETTINGS: dict[str, tuple[str, dict[str, Any], int]] = {
     "rome": ("rome", TWO, 1),
@@ -51,6 +58,7 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], int]] = {
     "ft": ("ft", {}, 1),
     "grace": ("grace", {}, 1),
     "wise": ("wise", {}, 1),
+    "wise, plain": ("wise", PLAIN, 1),
     "ultraedit": ("ultraedit", {}, 1),
 }
 METRICS = (
@@ -69,6 +77,7 @@ def main() -> None:
     parser.add_argument("--far", type=Path, help="zsRE records, for their locality questions")
     parser.add_argument("--edits", type=int, default=200)
     parser.add_argument("--sample", type=int, default=50)
+    parser.add_argument("--marks", type=int, nargs="+", default=MARKS, help="edits after which the model is scored")
     parser.add_argument("--only", nargs="+", default=list(SETTINGS), metavar="NAME")
     parser.add_argument("--out", type=Path, default=HERE / "results.csv")
     parser.add_argument("--runs", type=Path, default=Path("runs/lifelong"))
@@ -108,7 +117,7 @@ def main() -> None:
             "seconds": sum(event.get("seconds", 0.0) for event in ends) / len(facts),
             "bytes": sum(p.stat().st_size for p in folder.rglob("*.safetensors")) / len(facts),
         }
-        rows = [key | costs | row for row in scores(lm, far, options.sample)]
+        rows = [key | costs | row for row in scores(lm, far, options.sample, options.marks)]
         # Another process may have added its own rows meanwhile.
         done = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame()
         pd.concat([done, pd.DataFrame(rows)]).to_csv(options.out, index=False)
@@ -132,7 +141,9 @@ def elsewhere(published: list[Fact], rest: list[Fact]) -> dict[str, list[Questio
     return {"published": asked, "stripped": bare}
 
 
-def scores(lm: LM, far: dict[str, list[Question]], sample: int) -> Iterator[dict[str, Any]]:
+def scores(
+    lm: LM, far: dict[str, list[Question]], sample: int, wanted: Sequence[int] = MARKS
+) -> Iterator[dict[str, Any]]:
     """Rows by edits so far and metric."""
     entries = list(lm.ledger.active)
     twin = lm.fork()
@@ -140,7 +151,7 @@ def scores(lm: LM, far: dict[str, list[Question]], sample: int) -> Iterator[dict
         twin.undo(entry.id)
     written: list[Fact] = []
     total = sum(len(entry.edit.requests) for entry in entries)
-    marks = [m for m in MARKS if m < total] + [total]
+    marks = [m for m in wanted if m < total] + [total]
     for entry in entries:
         twin.redo(entry.id)
         before, now = len(written), len(written) + len(entry.edit.requests)

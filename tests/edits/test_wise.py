@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import torch
 from tiny_lm import make_lm
 
 from editlab import LM, Fact
-from editlab.edits.side_training import Inputs, Rows, inputs_of, margin_loss
-from editlab.errors import EditlabError, PackError, RequestError
+from editlab.edits.methods.wise import Config
+from editlab.edits.side_metric import EARLIER, NEAR, RIDGE, factor_of
+from editlab.edits.side_training import Inputs, Quiet, Rows, Unknown, inputs_of, margin_loss, train
+from editlab.errors import ConfigError, EditlabError, PackError, RequestError
 from editlab.evaluation.scorer import force
 from editlab.memories.kinds.grace import Code, _add
-from editlab.memories.kinds.wise import Layer, banks_of, mask_of, pack, shards_of, unpack
+from editlab.memories.kinds.wise import Bank, Layer, Routing, banks_of, mask_of, pack, shards_of, unpack
 from editlab.rows import rewrite_row
 
 FACTS = [
@@ -44,6 +47,9 @@ def quick() -> dict[str, Any]:
         "near": 2,
         "shard_size": 2,
     }
+
+
+WHITENED = {"whiten": True, "mask": "rows", "density": 0.5, "pooling": "max", "mode": "retrieve", "stats_tokens": 400}
 
 
 def layer_of(lm: LM) -> Any:
@@ -127,6 +133,15 @@ def test_masks_have_an_exact_size_and_survive_packing() -> None:
     assert abs(overlap - expected) < 5 * sigma
 
 
+def test_masks_of_rows_are_whole_rows() -> None:
+    a, again, b = (mask_of((40, 50), 0.2, seed, shard, rows=True) for seed, shard in ((0, 0), (0, 0), (0, 1)))
+    assert torch.equal(a, again)
+    assert not torch.equal(a, b)
+    chosen = a[::50] // 50
+    assert len(chosen) == len(chosen.unique()) == round(0.2 * 40)
+    assert torch.equal(a, (chosen[:, None] * 50 + torch.arange(50)).flatten())
+
+
 def test_nothing_off_the_mask_ever_changes(quick: dict[str, Any]) -> None:
     lm = written(make_lm("llama"), quick, FACTS[:2], density=0.1)
     change = layer_of(lm).banks[0].change.flatten()
@@ -134,6 +149,47 @@ def test_nothing_off_the_mask_ever_changes(quick: dict[str, Any]) -> None:
     off = torch.ones(change.numel(), dtype=torch.bool).index_fill(0, mask, False)
     assert (change[off] == 0).all()
     assert (change[mask] != 0).float().mean() > 0.9
+
+
+def test_a_step_in_the_metric_is_the_gradient_times_its_inverse() -> None:
+    g = torch.Generator().manual_seed(0)
+    near, earlier = torch.randn(5, 6, generator=g), torch.randn(3, 6, generator=g)
+    covariance = torch.randn(30, 6, generator=g).double()
+    covariance = covariance.T @ covariance / 30
+    factor = factor_of(covariance, near, [earlier[:2], earlier[2:]])
+    ridge = RIDGE * covariance.diagonal().mean() * torch.eye(6)
+    m = covariance + ridge + NEAR * (near.T @ near).double() / 5 + EARLIER * (earlier.T @ earlier).double()
+    assert torch.allclose(factor @ factor.T, m.float(), atol=1e-4)
+    start = torch.randn(4, 6, generator=g)
+    mask = mask_of((4, 6), 0.5, 0, 0, rows=True)
+    unknown = Unknown(start, mask, factor)
+    assert torch.equal(unknown.change, start)
+    gradient = torch.randn(4, 6, generator=g)
+    (unknown.change * gradient).sum().backward()
+    assert unknown.values.grad is not None
+    with torch.no_grad():
+        unknown.values -= unknown.values.grad
+    step = unknown.change.detach() - start
+    expected = -(gradient.double() @ torch.linalg.inv(m)).float()
+    off = torch.ones(4, dtype=torch.bool).index_fill(0, unknown.rows, False)
+    assert torch.allclose(step[unknown.rows], expected[unknown.rows], rtol=1e-3, atol=1e-4)
+    assert (step[off] == 0).all() and len(unknown.rows) == 2
+
+
+@pytest.mark.parametrize("kept", ["near", "earlier"])
+def test_in_the_metric_a_step_is_not_heard_where_it_should_not_be(kept: str) -> None:
+    g = torch.Generator().manual_seed(0)
+    other = torch.randn(1, 8, generator=g) * 30
+    own = 0.9 * other + 10 * torch.randn(1, 8, generator=g)
+    nothing = torch.zeros(0, 8)
+    heard = []
+    for near, earlier in ((nothing, []), (other, []) if kept == "near" else (nothing, [other])):
+        unknown = Unknown(torch.zeros(2, 8), torch.arange(16), factor_of(torch.eye(8).double(), near, earlier))
+        (unknown.change @ own.T).sum().backward()
+        unknown.values.data -= unknown.values.grad  # type: ignore[operator]
+        change = unknown.change.detach()
+        heard.append(float((change @ other.T).norm() / (change @ own.T).norm()))
+    assert heard[0] > 0.5 and heard[1] < 0.1
 
 
 def test_the_margin_loss_by_hand() -> None:
@@ -166,6 +222,65 @@ def test_the_frozen_rows_give_the_full_forward_s_loss_and_gradient(family: str) 
     assert torch.allclose(change.grad, other.grad, atol=1e-4 * float(other.grad.abs().max()) + 1e-6)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_from_the_subject_on_leave_what_stands_before_it(family: str) -> None:
+    lm = make_lm(family)
+    rows = [rewrite_row(lm, fact, context=text, sink=False) for fact in FACTS[:2] for text in ("", "the old town")]
+    assert rows[0].subject > 0 and rows[2].subject == 0
+    found = Rows(lm, 1, rows, from_subject=True)
+    g = torch.Generator().manual_seed(0)
+    change = 0.05 * torch.randn(lm.adapter.d_model, lm.adapter.d_mlp, generator=g)
+    nll = found.nll(change, torch.tensor([3, 0, 1, 2]))
+    module = lm.model.get_submodule(lm.adapter.layers[1].down)
+    for i, row in zip([3, 0, 1, 2], nll.tolist(), strict=True):
+        first = rows[i].subject
+
+        def add(module: Any, args: Any, output: torch.Tensor, first: int = first) -> torch.Tensor:
+            added = args[0] @ change.T
+            shape = output.shape
+            at = (torch.arange(added.flatten(0, -2).shape[0]) >= first)[:, None]
+            return output + torch.where(at, added.flatten(0, -2), 0).view(shape)
+
+        handle = module.register_forward_hook(add)
+        with torch.no_grad():
+            logits = lm.model(torch.tensor([rows[i].ids])).logits[0, list(rows[i].reads)]
+        handle.remove()
+        expected = torch.nn.functional.cross_entropy(logits, torch.tensor(rows[i].targets))
+        assert row == pytest.approx(expected.item(), abs=1e-4)
+    # What is known of the prompt is all of it.
+    assert len(found.prompts.some(torch.tensor([0])).x) == rows[0].reads[0] + 1
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_three_steps_are_those_of_full_forwards(family: str, quick: dict[str, Any]) -> None:
+    lm = make_lm(family)
+    config = Config(**(quick | {"steps": 4, "negatives": 2, "near": 0, "margin_weight": 0.0, "stop_nll": 0.0}))
+    rows = [rewrite_row(lm, FACTS[0], context=text, sink=False) for text in ("", "the old town")]
+    mask = mask_of((lm.adapter.d_model, lm.adapter.d_mlp), 0.2, 0, 0)
+    start = torch.zeros(lm.adapter.d_model, lm.adapter.d_mlp)
+    texts = inputs_of(lm, 1, FAR)
+    nothing = texts.some(torch.arange(0))
+    quiet = Quiet(texts, nothing, nothing, nothing)
+    generator = torch.Generator().manual_seed(0)
+    found = train(Unknown(start, mask, None), Rows(lm, 1, rows), 2, quiet, config, generator, lambda step: None)
+    values = torch.zeros(len(mask), requires_grad=True)
+    adam = torch.optim.Adam([values], lr=config.lr)
+    ref = lm.adapter.down(lm.model, 1)
+    for _ in range(3):
+        change = start.flatten().scatter(0, mask, values).view_as(start)
+        weight = lm.model.get_parameter(ref.name).detach() + ref.oriented(change)
+        nll = []
+        for row in rows:
+            logits = torch.func.functional_call(lm.model, {ref.name: weight}, (torch.tensor([row.ids]),)).logits
+            nll.append(torch.nn.functional.cross_entropy(logits[0, list(row.reads)], torch.tensor(row.targets)))
+        adam.zero_grad()
+        torch.stack(nll).mean().backward()
+        adam.step()
+    # Adam divides by the size of a gradient, so entries that have next to none may differ.
+    assert len(found.losses) == 4
+    assert torch.nn.functional.cosine_similarity(found.values, values.detach(), dim=0) > 0.999
+
+
 def test_rows_do_not_depend_on_what_shares_their_batch() -> None:
     lm = make_lm("llama")
     short, long = rewrite_row(lm, FACTS[0], sink=False), rewrite_row(lm, FACTS[1], context="the many years", sink=False)
@@ -185,6 +300,9 @@ def test_indicators_of_some_texts_are_those_of_each_alone() -> None:
         assert together.indicator(change, relative=relative).tolist() == pytest.approx(alone, rel=1e-4)
         some = together.some(torch.tensor([2, 0])).indicator(change, relative=relative).tolist()
         assert some == pytest.approx([alone[2], alone[0]], rel=1e-4)
+        alone = [float(inputs_of(lm, 1, [text]).indicator(change, relative=relative, largest=True)[0]) for text in FAR]
+        largest = together.indicator(change, relative=relative, largest=True).tolist()
+        assert largest == pytest.approx(alone, rel=1e-4)
     assert isinstance(together, Inputs)
 
 
@@ -206,6 +324,93 @@ def test_the_indicator_on_a_prompt_is_the_kept_one(quick: dict[str, Any]) -> Non
     lm.forward(lm.encode([f.text for f in FACTS[:2]]))
     seen = lm.routes.last[next(iter(lm.routes.layers))].scores[:, 0]
     assert float(layer.thresholds[0]) == pytest.approx(0.8 * float(seen.min()), rel=1e-4)
+
+
+def by_hand(banks: list[torch.Tensor], own: list[torch.Tensor], **routing: Any) -> Layer:
+    """The routed layer of the matrix [[2, 0], [0, 1]], each bank with one prompt of its own."""
+    module = torch.nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        module.weight.copy_(torch.tensor([[2.0, 0.0], [0.0, 1.0]]))
+    given = {"path": "p", "layer": 0, "shard_size": 1, "merge_every": 1, "mode": "retrieve", "merge": "ties"}
+    given |= {"density": 1.0, "indicator": "absolute", "ratio": 0.5, "seed": 0, "number": 0, "count": 1} | routing
+    made = [Bank(f"bank {i}", change, (x,)) for i, (change, x) in enumerate(zip(banks, own, strict=True))]
+    return Layer(module, made, Routing.model_validate(given), torch.relu)
+
+
+def decided(layer: Layer, x: torch.Tensor, prompt: torch.Tensor) -> tuple[list[int], torch.Tensor]:
+    with torch.no_grad():
+        chosen, scores = layer.decide(prompt, layer.look(x, layer._module(x)))
+    return chosen.tolist(), scores
+
+
+def test_indicators_by_hand() -> None:
+    change = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+    x = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [5.0, 5.0]]])
+    prompt = torch.tensor([[True, True, False]])
+    # Added: 3 and 4; the plain outputs have the lengths 2 and 1. The last token is none of the prompt's.
+    expected = {
+        ("absolute", "mean"): 3.5,
+        ("absolute", "max"): 4.0,
+        ("relative", "mean"): 7 / 3,
+        ("relative", "max"): 4.0,
+        ("reference", "mean"): 3.5,
+    }
+    for (indicator, pooling), value in expected.items():
+        layer = by_hand([change], [x[0, :2]], indicator=indicator, pooling=pooling)
+        chosen, scores = decided(layer, x, prompt)
+        assert scores.tolist() == [[pytest.approx(value)]]
+        assert layer.thresholds.tolist() == [pytest.approx(value / 2)]
+        assert chosen == [0]
+
+
+def test_the_bank_farthest_above_its_own_threshold_answers() -> None:
+    strong, weak = torch.tensor([[10.0, 0.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [0.0, 2.0]])
+    first, second = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    # Thresholds are 5 and 1. The prompt gives 6 and 1.8: more, but 1.2 and 1.8 thresholds.
+    x = torch.tensor([[[0.6, 0.9]], [[0.6, 0.1]], [[0.1, 0.1]]])
+    everything = torch.ones(3, 1, dtype=torch.bool)
+    layer = by_hand([strong, weak], [first, second])
+    assert layer.thresholds.tolist() == [5.0, 1.0]
+    assert decided(layer, x, everything)[0] == [1, 0, -1]
+    # In another order the same ones answer; a bank that holds nothing never does.
+    layer = by_hand([weak, torch.zeros(2, 2), strong], [second, first, first])
+    assert decided(layer, x, everything)[0] == [0, 2, -1]
+    # A higher threshold never adds a routed prompt.
+    routed = []
+    for limit in (-1.0, 0.5, 1.0, 5.5, torch.inf):
+        layer.__dict__["thresholds"] = torch.full((3,), limit)
+        routed.append({i for i, bank in enumerate(decided(layer, x, everything)[0]) if bank >= 0})
+    assert routed[0] == {0, 1, 2} and routed[-1] == set()
+    assert all(b <= a for a, b in pairwise(routed))
+
+
+def test_rows_get_the_change_of_their_own_bank() -> None:
+    banks = [torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [0.0, -7.0]])]
+    layer = by_hand(banks, [torch.eye(2)[:1], torch.eye(2)[1:]])
+    x = torch.rand(4, 3, 2)
+    with torch.no_grad():
+        y = layer._module(x)
+        got = layer.change(x, y, torch.tensor([1, -1, 0, 1]), None)
+    for row, bank in enumerate([1, -1, 0, 1]):
+        expected = y[row] if bank < 0 else y[row] + x[row] @ banks[bank].T
+        assert torch.equal(got[row], expected)
+
+
+def test_each_of_many_banks_answers_its_own_prompts(quick: dict[str, Any]) -> None:
+    """Sequential, in the metric; the first edit is as routable as the last, and measured packs agree."""
+    lm = written(make_lm("llama"), quick | WHITENED | {"shard_size": 1, "merge_every": 1, "steps": 10})
+    assert [bank.name for bank in layer_of(lm).banks] == [f"shards {i} to {i}" for i in range(4)]
+    answers = lm.route([f.text for f in FACTS]).to_pandas()["answers"].tolist()
+    assert answers == [f"shards {i} to {i}" for i in range(4)]
+
+
+def test_two_models_in_one_process_keep_apart(quick: dict[str, Any]) -> None:
+    alone = written(make_lm("llama"), quick, FACTS[:2])
+    one, other = make_lm("llama"), make_lm("llama", seed=1)
+    for fact in FACTS[:2]:
+        one.edit(fact, "wise", **quick)
+        other.edit(fact, "wise", **quick)
+    assert one.state_hash == alone.state_hash
 
 
 @pytest.mark.parametrize("mode", ["merge", "retrieve"])
@@ -345,6 +550,8 @@ def test_wishes_that_cannot_be_met_are_refused(quick: dict[str, Any]) -> None:
     lm = make_lm("llama")
     with pytest.raises(RequestError, match="no merge 'average'"):
         lm.edit(FACTS[0], "wise", merge="average")
+    with pytest.raises(ConfigError, match="'whiten' needs 'mask' to be 'rows'"):
+        lm.edit(FACTS[0], "wise", whiten=True)
     with pytest.raises(RequestError, match="no fact"):
         lm.edit([], "wise")
     assert lm.state_hash == lm.base_hash

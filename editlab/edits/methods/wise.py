@@ -7,8 +7,15 @@ answer, bit for bit.
 
 Departures from the released code, each for a reason: no weight decay (it escaped the mask), masks with an exact count,
 the threshold computed afresh after every edit, irrelevant texts drawn from a pool instead of one an edit, the
-indicator on the prompt alone, and Adam, because plain steps that are small enough to be stable do not move a small
-model.
+indicator on the prompt alone, banks compared in units of their own thresholds, and Adam, because plain steps that are
+small enough to be stable do not move a small model.
+
+What the paper does at a late layer, by the mean over tokens, fails on a small model: what tells subjects apart
+is gone there, a paraphrase is not helped, and edits that share entries overwrite each other. Three settings, off by
+default, mend it: an early layer, where a subject's last token is its own; `pooling` "max", which routes by that token;
+and `whiten`, steps in a metric in which ordinary text, near neighbours and earlier edits are not written on
+(`side_metric`; it needs masks of whole rows). Tokens before the subject are then trained as the model leaves them.
+`prose`, `left_out` and `openings` say in what other words the target is trained (`rewordings`).
 """
 
 from __future__ import annotations
