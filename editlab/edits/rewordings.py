@@ -48,24 +48,19 @@ def behind_prose(fact: Fact, n: int, *, seed: int) -> list[str]:
 
 
 def with_words_left_out(fact: Fact, n: int, *, seed: int) -> list[Fact]:
-    """`n` copies in which every word of the prompt but the subject is there or not by the toss of a coin."""
+    """`n` copies in which every word of the prompt is there or not by the toss of a coin; the subject always is."""
     rng = _random("words", fact, seed)
-    before, after = fact.prompt.split("{}")
-    return [fact.model_copy(update={"prompt": f"{_some(before, rng)}{{}}{_some(after, rng)}"}) for _ in range(n)]
+    made = []
+    for _ in range(n):
+        kept = [word for word in fact.prompt.split() if "{}" in word or rng.random() < 0.5]
+        made.append(fact.model_copy(update={"prompt": " ".join(kept)}))
+    return made
 
 
 def with_other_openings(fact: Fact, n: int, *, seed: int) -> list[Fact]:
     """`n` copies that only name the subject, at most one of each opening."""
     chosen = _random("openings", fact, seed).sample(OPENINGS, min(n, len(OPENINGS)))
     return [fact.model_copy(update={"prompt": opening}) for opening in chosen]
-
-
-def _some(text: str, rng: random.Random) -> str:
-    """Part of the words, with the white space or lack of it at either end."""
-    kept = " ".join(word for word in text.split() if rng.random() < 0.5)
-    if not kept:
-        return ""
-    return text[: len(text) - len(text.lstrip())] + kept + text[len(text.rstrip()) :]
 
 
 def _random(kind: str, fact: Fact, seed: int) -> random.Random:

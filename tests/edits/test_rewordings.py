@@ -12,13 +12,11 @@ FACT = Fact(
 
 def test_left_out_words_leave_the_subject_and_the_order() -> None:
     made = with_words_left_out(FACT, 30, seed=0)
-    words = FACT.prompt.replace("{}'s", "{} 's").split()
     assert len({f.prompt for f in made}) > 10
     for fact in made:
-        kept = iter(words)
-        assert all(word in kept for word in fact.prompt.replace("{}'s", "{} 's").split())
-        assert fact.text.count("Ann Lee") == 1 and not fact.text.startswith(" ")
-        assert "{} 's" not in fact.prompt and fact.target_new == "baker"
+        left = iter(FACT.prompt.split())
+        assert all(word in left for word in fact.prompt.split())
+        assert "Ann Lee's" in fact.text and fact.target_new == "baker"
     assert made == with_words_left_out(FACT, 30, seed=0) != with_words_left_out(FACT, 30, seed=1)
 
 
