@@ -187,31 +187,6 @@ class Trained:
     losses: list[tuple[float, float]]
 
 
-class OneScaleAdam:
-    """Adam with one second moment for the whole parameter instead of one an entry.
-
-    Dividing every entry by its own size gives entries that hardly matter a full step; in a metric that would undo what
-    it is for. A step keeps the gradient's direction, and the parameter's root mean square moves by about `lr`.
-    """
-
-    def __init__(self, values: Tensor, lr: float, betas: tuple[float, float] = (0.9, 0.99)) -> None:
-        self.values, self.lr, self.betas = values, lr, betas
-        self.mean, self.square, self.count = torch.zeros_like(values), values.new_zeros(()), 0
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """One step along what the last backward pass left, which is then forgotten."""
-        grad = self.values.grad
-        assert grad is not None
-        self.count += 1
-        first, second = self.betas
-        self.mean.lerp_(grad, 1 - first)
-        self.square.lerp_(grad.square().mean(), 1 - second)
-        scale = (self.square / (1 - second**self.count)).sqrt().clamp(min=1e-12)
-        self.values -= self.lr * self.mean / (1 - first**self.count) / scale
-        self.values.grad = None
-
-
 class Unknown:
     """What is trained: the entries of D on the mask, or its step in the coordinates of a metric.
 
@@ -227,12 +202,6 @@ class Unknown:
             self.values = start.flatten()[mask].clone().requires_grad_()
         else:
             self.values = start.new_zeros(len(self.rows), start.shape[1]).requires_grad_()
-
-    def optimiser(self, lr: float) -> OneScaleAdam | torch.optim.Adam:
-        """Adam; in a metric with one scale for all."""
-        if self.factor is None:
-            return torch.optim.Adam([self.values], lr=lr)
-        return OneScaleAdam(self.values, lr)
 
     @property
     def change(self) -> Tensor:
@@ -283,7 +252,7 @@ def train(
     def draw(inputs: Inputs, n: int) -> Inputs:
         return inputs.some(torch.randperm(inputs.n, generator=generator)[:n].to(inputs.owner))
 
-    optimiser = unknown.optimiser(config.lr)
+    adam = torch.optim.Adam([unknown.values], lr=config.lr)
     losses = []
     for step in range(config.steps):
         change = unknown.change
@@ -309,7 +278,7 @@ def train(
             break
         if step == config.steps - 1:
             break
-        unknown.values.grad = None
+        adam.zero_grad()
         loss.backward()
-        optimiser.step()
+        adam.step()
     return Trained(unknown.change.detach().flatten()[unknown.mask], losses)
