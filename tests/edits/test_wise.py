@@ -17,7 +17,7 @@ from editlab.edits.side_training import Inputs, Quiet, Rows, Unknown, inputs_of,
 from editlab.errors import ConfigError, EditlabError, PackError, RequestError
 from editlab.evaluation.scorer import force
 from editlab.memories.kinds.grace import Code, _add
-from editlab.memories.kinds.wise import Bank, Layer, Routing, banks_of, mask_of, pack, shards_of, unpack
+from editlab.memories.kinds.wise import Bank, Layer, Part, Routing, banks_of, mask_of, pack, shards_of, unpack
 from editlab.rows import rewrite_row
 
 FACTS = [
@@ -333,7 +333,7 @@ def by_hand(banks: list[torch.Tensor], own: list[torch.Tensor], **routing: Any) 
         module.weight.copy_(torch.tensor([[2.0, 0.0], [0.0, 1.0]]))
     given = {"path": "p", "layer": 0, "shard_size": 1, "merge_every": 1, "mode": "retrieve", "merge": "ties"}
     given |= {"density": 1.0, "indicator": "absolute", "ratio": 0.5, "seed": 0, "number": 0, "count": 1} | routing
-    made = [Bank(f"bank {i}", change, (x,)) for i, (change, x) in enumerate(zip(banks, own, strict=True))]
+    made = [Bank(f"bank {i}", Part.of(change), (x,), 2) for i, (change, x) in enumerate(zip(banks, own, strict=True))]
     return Layer(module, made, Routing.model_validate(given), torch.relu)
 
 
@@ -382,6 +382,18 @@ def test_the_bank_farthest_above_its_own_threshold_answers() -> None:
         routed.append({i for i, bank in enumerate(decided(layer, x, everything)[0]) if bank >= 0})
     assert routed[0] == {0, 1, 2} and routed[-1] == set()
     assert all(b <= a for a, b in pairwise(routed))
+
+
+def test_an_edit_more_leaves_the_other_banks_as_they_are(quick: dict[str, Any]) -> None:
+    lm = written(
+        make_lm("llama"), quick | {"shard_size": 1, "merge_every": 1, "mode": "retrieve", "steps": 3}, FACTS[:2]
+    )
+    before = layer_of(lm).banks
+    lm.edit(FACTS[2], "wise", **(quick | {"shard_size": 1, "merge_every": 1, "mode": "retrieve", "steps": 3}))
+    after = layer_of(lm).banks
+    assert len(after) == 3 and all(a is b for a, b in zip(before, after, strict=False))
+    lm.undo(lm.ledger.active[0].id, replay=False)
+    assert [bank.name for bank in layer_of(lm).banks] == ["shards 1 to 1", "shards 2 to 2"]
 
 
 def test_rows_get_the_change_of_their_own_bank() -> None:

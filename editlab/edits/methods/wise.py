@@ -37,7 +37,7 @@ from editlab.edits.settings import memory_layer
 from editlab.edits.side_metric import factor_of
 from editlab.edits.side_training import Inputs, Quiet, Rows, Trained, Unknown, inputs_of, kept_inputs_of, train
 from editlab.errors import RequestError
-from editlab.memories.kinds.wise import Routing, mask_of, pack, shards_of
+from editlab.memories.kinds.wise import Routing, Shard, mask_of, pack, shards_of
 from editlab.memories.merges import MERGES
 from editlab.progress import OnStep, StepInfo, silent
 from editlab.rows import Row, rewrite_row
@@ -169,12 +169,14 @@ class _Memory:
     """The shards as they stand while edits are made.
 
     Attributes:
-        number: edits so far. changes, prompts, facts: by shard, what its edits wrote, their prompts' inputs, and they.
+        number: edits so far. written: shards as they were at the beginning. changes: of those that were asked for.
+        prompts, facts: by shard, the edits' prompts' inputs, and they themselves.
     """
 
     shape: tuple[int, int]
     device: torch.device
     number: int = 0
+    written: dict[int, Shard] = field(default_factory=dict)
     changes: dict[int, Tensor] = field(default_factory=dict)
     prompts: dict[int, list[Tensor]] = field(default_factory=dict)
     facts: dict[int, list[Fact]] = field(default_factory=dict)
@@ -188,8 +190,8 @@ class _Memory:
         routed = [e.edit for e in lm.ledger.active if e.edit.routing is not None and e.edit.routing["path"] == path]
         before = [(e, e.routing) for e in routed if e.routing is not None and e.routing["kind"] == "wise"]
         memory.number = max((routing["number"] + routing["count"] for _, routing in before), default=0)
-        for n, shard in shards_of([edit for edit, _ in before], memory.shape).items():
-            memory.changes[n], memory.prompts[n] = shard.change.to(lm.device), list(shard.inputs)
+        memory.written = shards_of([edit for edit, _ in before], memory.shape)
+        memory.prompts = {n: list(shard.inputs) for n, shard in memory.written.items()}
         for edit, _ in before:
             for request, record in zip(edit.requests, edit.info["edits"], strict=True):
                 memory.facts.setdefault(int(record["shard"]), []).append(Fact.model_validate(request))
@@ -197,7 +199,10 @@ class _Memory:
 
     def change(self, shard: int) -> Tensor:
         """(d_out, d_in) of a shard so far."""
-        return self.changes.get(shard, torch.zeros(self.shape, device=self.device))
+        if shard not in self.changes:
+            known = self.written.get(shard)
+            self.changes[shard] = torch.zeros(self.shape) if known is None else known.change
+        return self.changes[shard].to(self.device)
 
     def mask(self, shard: int, config: Config) -> Tensor:
         """What the shard may change."""

@@ -19,10 +19,13 @@ of few rows cost what one full one does.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -71,29 +74,20 @@ class Routing(BaseModel):
         return range(self.number // self.shard_size, last // self.shard_size + 1)
 
 
-@dataclass
-class Shard:
-    """What the edits of one shard wrote.
-
-    Attributes:
-        change: (d_out, d_in) float32. inputs: per edit (n, d_in) the value matrix's inputs at its prompt's tokens.
-    """
-
-    change: Tensor
-    inputs: list[Tensor] = field(default_factory=list)
-
-
 @dataclass(frozen=True)
-class _Part:
-    """The rows of a change that are not zero; `rows` are their numbers."""
+class Part:
+    """The rows of a change (d_out, d_in) that are not zero, and their numbers."""
 
     rows: Tensor
     values: Tensor
 
     @classmethod
-    def of(cls, change: Tensor) -> _Part:
+    def of(cls, change: Tensor) -> Part:
         rows = change.any(1).nonzero()[:, 0]
         return cls(rows, change[rows].contiguous())
+
+    def to(self, device: torch.device) -> Part:
+        return Part(self.rows.to(device), self.values.to(device))
 
     def added(self, x: Tensor) -> Tensor:
         """(..., rows) of what the change adds to the output for x (..., d_in)."""
@@ -102,11 +96,54 @@ class _Part:
 
 @dataclass(frozen=True)
 class Bank:
-    """One candidate to answer: `change` is W' - W, `inputs` those of the edits that it holds."""
+    """One candidate to answer: `part` is what is in W' - W, `inputs` those of the edits that it holds.
+
+    Attributes:
+        d_out: of the matrix. key: what it was made of.
+    """
 
     name: str
-    change: Tensor
+    part: Part
     inputs: tuple[Tensor, ...]
+    d_out: int
+    key: str = ""
+
+    @property
+    def change(self) -> Tensor:
+        """(d_out, d_in) float32, W' - W."""
+        values = self.part.values
+        return values.new_zeros(self.d_out, values.shape[1]).index_copy(0, self.part.rows, values)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What the edits of one shard wrote, each of (d_out, d_in) = `shape`."""
+
+    number: int
+    edits: tuple[Edit, ...]
+    shape: tuple[int, int]
+
+    @property
+    def change(self) -> Tensor:
+        """(d_out, d_in) float32, the sum of the edits in float64 in their order."""
+        size = int(np.prod(self.shape))
+        total = torch.zeros(size, dtype=torch.float64)
+        for edit in self.edits:
+            where = unpack(tensor(edit, f"mask.{self.number}", (-(-size // 8),), torch.uint8), size)
+            total[where] += tensor(edit, f"values.{self.number}", (len(where),)).double()
+        return total.view(*self.shape).float()
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Per edit (n, d_in) the value matrix's inputs at its prompt's tokens."""
+        found: list[Tensor] = []
+        for edit in self.edits:
+            lengths = tensor(edit, f"lengths.{self.number}", (None,), torch.int64).tolist()
+            prompts = tensor(edit, f"inputs.{self.number}", (sum(lengths), self.shape[1]))
+            if not lengths or min(lengths) < 1:
+                raise damaged(edit, f"'lengths.{self.number}' are {lengths[:8]}")
+            found += prompts.split(lengths)
+        return tuple(found)
 
 
 def mask_of(shape: Sequence[int], density: float, seed: int, shard: int, *, rows: bool = False) -> Tensor:
@@ -134,25 +171,16 @@ def unpack(bits: Tensor, size: int) -> Tensor:
     return torch.from_numpy(np.flatnonzero(np.unpackbits(bits.numpy(), count=size)))
 
 
-def shards_of(edits: Sequence[Edit], shape: Sequence[int]) -> dict[int, Shard]:
-    """The shards by number, each the sum of its edits in float64 in their order."""
-    size = int(np.prod(shape))
-    sums: dict[int, Tensor] = {}
-    inputs: dict[int, list[Tensor]] = {}
+def shards_of(edits: Sequence[Edit], shape: tuple[int, int]) -> dict[int, Shard]:
+    """The shards by number."""
+    writers: dict[int, list[Edit]] = {}
     for edit in edits:
         shards = parsed(Routing, edit).shards
         if 4 * len(shards) != len(edit.tensors):
             raise damaged(edit, f"it has {len(edit.tensors)} tensors for {len(shards)} shards")
-        for shard in shards:
-            where = unpack(tensor(edit, f"mask.{shard}", (-(-size // 8),), torch.uint8), size)
-            total = sums.setdefault(shard, torch.zeros(size, dtype=torch.float64))
-            total[where] += tensor(edit, f"values.{shard}", (len(where),)).double()
-            lengths = tensor(edit, f"lengths.{shard}", (None,), torch.int64).tolist()
-            prompts = tensor(edit, f"inputs.{shard}", (sum(lengths), shape[1]))
-            if not lengths or min(lengths) < 1:
-                raise damaged(edit, f"'lengths.{shard}' are {lengths[:8]}")
-            inputs.setdefault(shard, []).extend(prompts.split(lengths))
-    return {n: Shard(sums[n].view(*shape).float(), inputs[n]) for n in sorted(sums)}
+        for number in shards:
+            writers.setdefault(number, []).append(edit)
+    return {n: Shard(n, tuple(writers[n]), shape) for n in sorted(writers)}
 
 
 def banks_of(shards: dict[int, Shard], routing: Routing, written: int) -> list[Bank]:
@@ -160,20 +188,40 @@ def banks_of(shards: dict[int, Shard], routing: Routing, written: int) -> list[B
     k = routing.merge_every
     full_groups = written // (routing.shard_size * k)
     merged: list[Bank] = []
-    for group in sorted({n // k for n in shards if n < full_groups * k}):  # of the others all edits were undone
-        numbers = [n for n in shards if n // k == group]
-        changes, weights = [shards[n].change for n in numbers], [1 / len(numbers)] * len(numbers)
-        inputs = [x for n in numbers for x in shards[n].inputs]
-        if routing.mode == "merge" and merged:
-            old = merged.pop()
-            changes.append(old.change)
-            weights = [AGAIN[0] / len(numbers)] * len(numbers) + [AGAIN[1]]
-            inputs = [*old.inputs, *inputs]
-        name = f"shards up to {numbers[-1]}" if routing.mode == "merge" else f"shards {numbers[0]} to {numbers[-1]}"
-        change = merge(routing.merge, changes, weights, routing.density, routing.seed)
-        merged.append(Bank(name, change, tuple(inputs)))
+    for group in range(full_groups):
+        numbers = [n for n in range(group * k, group * k + k) if n in shards]
+        if not numbers:
+            continue  # all of its edits were undone
+        is_one = routing.mode == "merge"
+        name = f"shards up to {numbers[-1]}" if is_one else f"shards {numbers[0]} to {numbers[-1]}"
+        old = merged.pop() if is_one and merged else None
+        merged.append(_bank(name, [shards[n] for n in numbers], old, routing))
     waiting = [n for n in shards if n >= full_groups * k]
-    return merged + [Bank(f"shard {n}", shards[n].change, tuple(shards[n].inputs)) for n in waiting]
+    return merged + [_bank(f"shard {n}", [shards[n]], None, routing) for n in waiting]
+
+
+# Banks in use, by what they were made of: an edit more changes one of them, not all.
+_BANKS: WeakValueDictionary[str, Bank] = WeakValueDictionary()
+
+
+def _bank(name: str, shards: Sequence[Shard], old: Bank | None, routing: Routing) -> Bank:
+    """The merge of shards, and of what was merged before them; one alone stays as it is."""
+    made_of = [name, shards[0].shape, old.key if old else "", [[e.digest for e in s.edits] for s in shards]]
+    key = json.dumps(made_of)
+    known = _BANKS.get(key)
+    if known is not None:
+        return known
+    changes, weights = [s.change for s in shards], [1 / len(shards)] * len(shards)
+    inputs = [x for s in shards for x in s.inputs]
+    if old is not None:
+        changes.append(old.change)
+        weights = [AGAIN[0] / len(shards)] * len(shards) + [AGAIN[1]]
+        inputs = [*old.inputs, *inputs]
+    alone = len(changes) == 1
+    change = changes[0] if alone else merge(routing.merge, changes, weights, routing.density, routing.seed)
+    bank = Bank(name, Part.of(change), tuple(inputs), len(change), hashlib.sha256(key.encode()).hexdigest())
+    _BANKS[key] = bank
+    return bank
 
 
 class Layer:
@@ -192,7 +240,7 @@ class Layer:
         self._act = act
         self._bias = getattr(module, "bias", None)
         self._module = module
-        self._parts = [_Part.of(bank.change.to(weight.device)) for bank in banks]
+        self._parts = [bank.part.to(weight.device) for bank in banks]
 
     @cached_property
     def thresholds(self) -> Tensor:
@@ -204,25 +252,28 @@ class Layer:
             inputs = torch.cat(bank.inputs).to(weight.device)
             with torch.no_grad():
                 plain = type(module).forward(module, inputs.to(weight.dtype))  # the instance's own forward is routed
-            parts = [part[0] for part in self.look(inputs[None], plain[None])]
+            parts = [seen[0] for seen in self._look(inputs[None], plain[None], self._parts[i : i + 1])]
             sizes = [len(x) for x in bank.inputs]
             texts = (pad_sequence(part.split(sizes), batch_first=True) for part in parts)
             count = torch.tensor(sizes, device=weight.device)
             prompt = torch.arange(max(sizes), device=weight.device) < count[:, None]
-            lowest.append(self._indicator(prompt, *texts)[:, i].min())
+            lowest.append(self._indicator(prompt, *texts).min())
         return self.routing.ratio * torch.stack(lowest)
 
     def look(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         """Lengths of what each bank would add, (B, n, banks), and of the plain output without bias, (B, n)."""
+        return self._look(x, y, self._parts)
+
+    def _look(self, x: Tensor, y: Tensor, parts: Sequence[Part]) -> tuple[Tensor, ...]:
         with torch.no_grad():
             y = y.float() if self._bias is None else y.float() - self._bias.float()
             x = x.float()
-            added = [part.added(x) for part in self._parts]
+            added = [part.added(x) for part in parts]
             if self.routing.indicator == "reference":
                 plain = self._act(y)
                 added = [
                     self._act(y[..., part.rows] + z) - plain[..., part.rows]
-                    for part, z in zip(self._parts, added, strict=True)
+                    for part, z in zip(parts, added, strict=True)
                 ]
             return torch.stack([z.norm(dim=-1) for z in added], dim=-1), y.norm(dim=-1)
 
