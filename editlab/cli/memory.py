@@ -37,6 +37,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(memory, name="memory")
     _register_studies(memory)
     _register_acquire(memory)
+    _register_unlearn(memory)
     _register_survive(memory)
     _register_calibrate(memory)
     _register_settings(memory)
@@ -179,6 +180,20 @@ def _register_acquire(memory: typer.Typer) -> None:
         values = {"seed": seed} | parse_overrides(overrides or [])
         values |= {"file": str(file)} if file is not None else {}
         study("acquire", values, model, edits, device, run, estimate, as_json, quiet)
+
+
+def _register_unlearn(memory: typer.Typer) -> None:
+    @memory.command()
+    def unlearn(
+        overrides: Overrides = None, seed: options.Seed = 0, model: options.Model = None, edits: Edits = None,
+        device: options.Device = "cpu", threads: options.Threads = None, run: Run = None, estimate: Estimate = False,
+        as_json: options.Json = False, quiet: options.Quiet = False,
+    ) -> None:  # fmt: skip
+        """Study texts, then forget half of them by dampening weights: what goes, what stays, where to stop."""
+        from editlab.config import parse_overrides
+
+        values = {"seed": seed} | parse_overrides(overrides or [])
+        study("unlearn", values, model, edits, device, run, estimate, as_json, quiet)
 
 
 def _register_survive(memory: typer.Typer) -> None:

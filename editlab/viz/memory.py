@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from editlab.runs.memory.acquired import AcquireResult
     from editlab.runs.memory.curves import StudyResult
     from editlab.runs.memory.lasting import SurviveResult
+    from editlab.runs.memory.unlearn import UnlearnResult
 
 SHARE = {"title": "share of studied texts", "range": [-0.03, 1.03], "tickformat": ".0%"}
 LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
@@ -196,6 +197,32 @@ def memory_retainability(result: AcquireResult) -> go.Figure:
         xaxis=log_axis([0, *(t for t in found.times if t)]) | {"title": "updates since the last maximum"},
         yaxis={"title": "share of the gain that is left"},
         margin={"t": 60},
+    )
+    return figure
+
+
+def memory_dampening(result: UnlearnResult) -> go.Figure:
+    """Loss of what is to be forgotten, of what is kept and of what was never studied, against alpha."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    curve = result.curve
+    dampened = curve[curve["state"] == "dampened"]
+    for i, role in enumerate(dict.fromkeys(curve["role"])):
+        rows = dampened[dampened["role"] == role].rename(
+            columns={"loss": "mean", "loss_low": "low", "loss_high": "high"}
+        )
+        add_band(figure, rows["alpha"], rows, role, i)
+    for state in ("before", "studied"):
+        level = curve[(curve["state"] == state) & (curve["role"] == "forget")]["loss"].iloc[0]
+        what = f"to forget, {'before the study' if state == 'before' else 'after it'}"
+        figure.add_hline(y=level, line_dash="dash", line_color="gray", annotation_text=what)
+    figure.update_layout(
+        title={"text": f"{result.model}: {result.settings.seeds} seeds; bands 95 %, seeds and texts", "y": 0.98},
+        xaxis={"type": "log", "autorange": "reversed", "title": "alpha (smaller dampens more weights)"},
+        yaxis={"title": "mean loss (nats a token)"},
+        legend=LEGEND,
+        margin={"t": 90},
     )
     return figure
 

@@ -20,8 +20,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from editlab.edits.token_loss import token_loss
 from editlab.errors import ConfigError, EditlabError
+from editlab.runs.memory.token_loss import token_loss
 from editlab.state.files import write_tensors
 
 if TYPE_CHECKING:

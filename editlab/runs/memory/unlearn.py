@@ -1,0 +1,216 @@
+"""Forgetting half of what was studied, by dampening: what goes, what stays, and where to stop (arXiv 2308.07707).
+
+1. Study one text of each pair, as in `study`. The first half of them is to be forgotten, the rest kept; the foils were
+   never studied.
+2. Importances: of the texts to forget, and of the kept ones together with filler.
+3. Dampen with every alpha of a grid, each from the studied weights, and read all texts. The stop rule takes the largest
+   alpha at which the texts to forget cost again what they cost before the study.
+"""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+from pydantic import Field
+
+from editlab.data.stimuli import filler, stimuli
+from editlab.evaluation.statistics import estimate_nested
+from editlab.probes.memory.reading import Reading, read
+from editlab.progress import OnStep, silent
+from editlab.runs.memory.course import Course, Row
+from editlab.runs.memory.curves import aligned
+from editlab.runs.memory.dampening import GRID, dampened, importance, share, stop_at
+from editlab.runs.memory.learner import Learner
+from editlab.runs.memory.settings import StudySettings
+from editlab.runs.memory.study import Items, ids_of, items_of, study_course
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from editlab.lm import LM
+
+ROLES = ("forget", "keep", "novel")
+
+
+class UnlearnSettings(StudySettings):
+    """Settings of `unlearn`."""
+
+    items: int = Field(16, ge=4, description="pairs; the first half of the studied texts is forgotten")
+    seeds: int = Field(2, ge=1, description="repetitions with texts and order of their own")
+    alphas: tuple[float, ...] = Field(GRID, min_length=1, description="alphas to try")
+    strength: float = Field(1.0, gt=0, description="lambda: smaller dampens more (paper: 1)")
+    reference: int = Field(0, ge=0, description="filler sentences beside the kept texts, as reference")
+
+
+def unlearn_courses(lm: LM, settings: UnlearnSettings, on_step: OnStep = silent) -> list[Course]:
+    """A course per seed: the study, and at its end the sweep.
+
+    Raises:
+        ConfigError: texts are too short.
+    """
+    plain = StudySettings(
+        **settings.model_dump(exclude={"alphas", "strength", "reference"}) | {"times": (), "rouge": False}
+    )
+    blocks = tuple(f"{paths.block}." for paths in lm.adapter.layers)
+    names = [name for name, w in lm.model.named_parameters() if w.dim() == 2 and name.startswith(blocks)]
+    courses = []
+    for i in range(settings.seeds):
+        seed = settings.seed + i
+        items = items_of(lm, stimuli(settings.kinds[0], settings.items, seed), settings.block)
+        reference = [ids_of(lm, text, settings.block) for text in filler(settings.reference, 10**6 + seed)]
+        course = replace(study_course(items, (), plain, seed, "a", {}), spoilt=lambda rows: "")
+        measure = partial(
+            _measure, items=items, reference=reference, settings=settings, seed=seed, names=names, end=course.updates
+        )
+        courses.append(replace(course, name=f"seed {seed}", probes=(0, course.updates), measure=measure))
+    return courses
+
+
+def _measure(
+    learner: Learner,
+    update: int,
+    *,
+    items: Items,
+    reference: list[tuple[int, ...]],
+    settings: UnlearnSettings,
+    seed: int,
+    names: list[str],
+    end: int,
+) -> list[Row]:
+    half = len(items.a) // 2
+
+    def rows(state: str, alpha: float | None, dampened_share: float | None) -> list[Row]:
+        found: list[Reading] = read(learner.lm, items.rows)
+        roles = ["forget"] * half + ["keep"] * (len(items.a) - half) + ["novel"] * len(items.b)
+        base = {"seed": seed, "state": state, "alpha": alpha, "dampened": dampened_share}
+        return [
+            {**base, "item": i, "role": role, **reading.to_record()}
+            for i, (role, reading) in enumerate(zip(roles, found, strict=True))
+        ]
+
+    if update < end:
+        return rows("before", None, None)
+    out = rows("studied", None, None)
+    studied = {name: learner.weights[name].detach().clone() for name in names}
+    of_forget = importance(learner.lm, items.a[:half], names)
+    of_reference = importance(learner.lm, [*items.a[half:], *reference], names)
+    for alpha in settings.alphas:
+        changed = dampened(studied, of_forget, of_reference, alpha, settings.strength)
+        _put(learner, changed)
+        out += rows("dampened", alpha, share(of_forget, of_reference, alpha))
+
+    def loss(alpha: float) -> float:
+        _put(learner, dampened(studied, of_forget, of_reference, alpha, settings.strength))
+        return _mean_loss(read(learner.lm, items.a[:half]))
+
+    enough = stop_at(loss, _mean_loss(read(learner.source, items.a[:half])))
+    if enough is not None:
+        loss(enough)
+        out += rows("stopped", enough, share(of_forget, of_reference, enough))
+    _put(learner, studied)
+    return out
+
+
+def _mean_loss(readings: list[Reading]) -> float:
+    return sum(r.loss for r in readings) / len(readings)
+
+
+def _put(learner: Learner, values: dict[str, torch.Tensor]) -> None:
+    with torch.no_grad():
+        for name, value in values.items():
+            learner.weights[name].copy_(value)
+
+
+@dataclass(frozen=True)
+class UnlearnResult:
+    """Rows: one per seed, state (before, studied, dampened with an alpha of the grid, or stopped by the rule) and text.
+
+    Attributes:
+        aborted: courses that had to end, and why.
+    """
+
+    rows: pd.DataFrame
+    settings: UnlearnSettings
+    model: str
+    aborted: tuple[tuple[str, str], ...] = ()
+
+    @cached_property
+    def curve(self) -> pd.DataFrame:
+        """state, alpha, role, loss and exact recall with intervals, share of weights dampened."""
+        out = []
+        for key, group in self.rows.groupby(["state", "alpha", "role"], sort=False, dropna=False):
+            where = dict(zip(("state", "alpha", "role"), key, strict=True))
+            for name in ("loss", "exact"):
+                e = estimate_nested([g.to_list() for _, g in group.groupby("seed")[name]])
+                where |= {name: e.mean, f"{name}_low": e.low, f"{name}_high": e.high, "n": e.n}
+            out.append(where | {"dampened": group["dampened"].mean()})
+        return pd.DataFrame(out)
+
+    @cached_property
+    def chosen(self) -> dict[int, float | None]:
+        """By seed the alpha that the stop rule took; None if none brings the loss back."""
+        stopped = self.rows[self.rows["state"] == "stopped"].groupby("seed")["alpha"].first()
+        found = {int(str(seed)): float(alpha) for seed, alpha in stopped.items()}
+        return {int(seed): found.get(int(seed)) for seed in sorted(set(self.rows["seed"]))}
+
+    def at(self, state: str, role: str, column: str = "loss") -> float:
+        """Mean of a role's loss or recall in a state, over the seeds at which the stop rule found an alpha."""
+        seeds = [seed for seed, alpha in self.chosen.items() if alpha is not None]
+        rows = self.rows[self.rows["seed"].isin(seeds) & (self.rows["role"] == role) & (self.rows["state"] == state)]
+        return float(rows[column].mean())
+
+    @property
+    def headline(self) -> str:
+        """One sentence with the numbers that matter."""
+        if all(alpha is None for alpha in self.chosen.values()):
+            return "No alpha brings the forgotten texts back to what they cost before the study."
+        told = ", ".join(f"{role} {self.at('studied', role):.2f} to {self.at('stopped', role):.2f}" for role in ROLES)
+        before = self.at("before", "forget")
+        alphas = ", ".join("none" if a is None else f"{a:g}" for a in self.chosen.values())
+        return f"Dampened with alpha {alphas}: loss of texts to {told} nats (to forget before the study: {before:.2f})."
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The curve."""
+        return self.curve
+
+    def table(self) -> str:
+        """Losses and recall by alpha."""
+        cells = []
+        for key, group in self.curve.groupby(["state", "alpha"], sort=False, dropna=False):
+            by = {r["role"]: r for r in group.to_dict("records")}
+            losses = [f"{by[role]['loss']:.2f}" for role in ROLES]
+            recall = [f"{by[role]['exact']:.0%}" for role in ROLES[:2]]
+            state, alpha = key
+            touched = group["dampened"].iloc[0]
+            is_dampened = state == "dampened"
+            cells.append(
+                [state, alpha if is_dampened else "-", f"{touched:.2%}" if is_dampened else "-", *losses, *recall]
+            )
+        heads = ["state", "alpha", "dampened", *(f"loss, {role}" for role in ROLES)]
+        return aligned([*heads, *(f"recall, {role}" for role in ROLES[:2])], cells)
+
+    def figures(self) -> dict[str, go.Figure]:
+        """By name."""
+        from editlab.viz.memory import memory_dampening
+
+        return {"dampening": memory_dampening(self)}
+
+    def plot(self) -> go.Figure:
+        """Losses against alpha."""
+        return self.figures()["dampening"]
+
+    def remarks(self) -> list[str]:
+        """What a reader must know of the numbers."""
+        says = [f"{name}: ended early, {why}." for name, why in self.aborted]
+        says.append("Dampened: the matrices of the blocks. Reference: the kept texts, and filler if asked for.")
+        says.append("A loss above that before the study is overshoot, and tells that the text was known.")
+        return says
+
+    def _repr_html_(self) -> str:
+        notes = "".join(f"<li>{html.escape(r)}</li>" for r in self.remarks())
+        return f"<p>{html.escape(self.headline)}</p><ul>{notes}</ul>{self.curve.to_html(index=False)}"
