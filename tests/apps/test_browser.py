@@ -78,7 +78,7 @@ def test_a_fact_is_edited_located_and_found_again(browser: Browser, width: int, 
 
     browser.click("Locate", "a")
     browser.click("Trace")
-    browser.see("Restores most", JOB)
+    browser.see("Subject's peak", JOB)
     browser.settled()
     picture("7-locate")
     browser.click("in Edit", "button")
@@ -98,9 +98,26 @@ def test_a_link_opens_its_page_with_its_settings(browser: Browser) -> None:
     browser.see("Not everything in the link could be used")
     assert "window 99" in browser.text and "1 edit active" not in browser.text
     browser.click("Trace")
-    browser.see("3 noise samples.")
+    browser.see("of 3 noise samples each")
     browser.open("edit?ed_tab=Ledger")
     browser.see("The ledger is empty")
+
+
+def test_a_reload_loses_no_edit_and_back_goes_back(browser: Browser) -> None:
+    browser.look(1280)
+    browser.open("edit")
+    browser.click("Preview edit")
+    browser.see("Keep edit", JOB)
+    browser.click("Keep edit")
+    browser.see("1 edit active")
+    browser.click("Runs", "a")
+    browser.driver.back()
+    browser.see("1 edit is in force")
+    browser.driver.refresh()
+    browser.see("did not save 1 edit")
+    assert "1 edit active" not in browser.text
+    browser.click("Open a copy", "button")
+    browser.see("1 edit active")
 
 
 def test_two_browsers_do_not_see_each_others_edits(browser: Browser, address: str, tmp_path: Path) -> None:
