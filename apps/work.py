@@ -134,7 +134,7 @@ def resume(plain: LM, folder: Path) -> Callable[[OnStep], Ran]:
 def _batch(twin: LM, facts: Sequence[Fact], plan: Plan, folder: Path) -> Callable[[OnStep], Ran]:
     def work(on_step: OnStep) -> Ran:
         result: BatchResult = run_batch(twin, facts, plan, folder, on_step)
-        if result.reports:
+        if len(result.reports) > 1:
             figures = {"effects": batch_points(result.reports), "edits-so-far": edits_so_far(result.reports)}
             save_figures(folder, figures)
         return Ran(folder, result)
