@@ -73,7 +73,7 @@ class StudySettings(TrainingSettings):
         return self
 
 
-# Sizes by what they cost; measured on SmolLM2-135M in experiments/memory.
+# Sizes by what they cost. On one CPU thread SmolLM2-135M trains on about 45 tokens a second and reads about 140.
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"items": 16, "seeds": 1, "counterbalance": False},
     "standard": {"items": 64, "seeds": 3},
