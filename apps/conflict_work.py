@@ -38,7 +38,8 @@ def analyse(lm: LM, cases: Sequence[Case], settings: ItemSettings, root: Path) -
         heads = map_heads(twin, behaviour.items.split("discovery"), on_step=on_step)
         said = {"headline": f"{behaviour.headline} {heads.headline}", "rejected": behaviour.items.rejected}
         figures = {"shares": behaviour.plot(), "heads": heads.plot()}
-        folder = _written(twin, behaviour.to_pandas(), settings.model_dump(mode="json"), said, figures, root)
+        asked = {"relation": behaviour.items.relation, **settings.model_dump(mode="json")}
+        folder = _written(twin, behaviour.to_pandas(), asked, said, figures, root)
         return Ran(folder, Analysis(behaviour, heads, parent))
 
     return work
@@ -56,7 +57,10 @@ def measure(
         pruning: Pruning = prune(twin, found.behaviour.items, found.heads, settings, ranked=heads, on_step=on_step)
         said: dict[str, Any] = {"headline": pruning.headline, "heads": [head_name(head) for head in heads]}
         figures = {"pruning": pruning.plot()}
-        return Ran(_written(twin, pruning.to_pandas(), settings.model_dump(mode="json"), said, figures, root), pruning)
+        items = found.behaviour.items
+        asked = {"relation": items.relation, **items.settings.model_dump(mode="json")}
+        asked |= settings.model_dump(mode="json")
+        return Ran(_written(twin, pruning.to_pandas(), asked, said, figures, root), pruning)
 
     return work
 

@@ -17,6 +17,8 @@ def of_run(run: RunRecord) -> dict[str, Any]:
         parts = [start, _locate(run)]
     elif run.kind == "memory":
         parts = [start, _memory(run)]
+    elif run.kind == "conflicts":
+        parts = [start, *_conflicts(run)]
     elif run.is_batch:
         parts = [start, *_batch(run)]
     elif run.kind == "eval":
@@ -53,6 +55,25 @@ def _locate(run: RunRecord) -> str:
         )
     prompt, subject, answer = (asked.get(name) for name in ("prompt", "subject", "answer"))
     return f"found = lm.locate({prompt!r}, {subject!r}, answer={answer!r}, {settings})\nfound.plot()"
+
+
+def _conflicts(run: RunRecord) -> list[str]:
+    config = dict(run.manifest.get("config", {}))
+    settings = {k: config[k] for k in ("format", "stem", "draws", "pool", "subjects", "seed") if k in config}
+    cases = f"cases_of_relation({config.get('relation', 'capital')!r})"
+    if "file" in config:
+        cases = "cases_of_file(Path('facts.jsonl'))  # the run does not keep the facts that it asked about"
+    direction = config.get("direction", "context")
+    return [
+        "from pathlib import Path\n\nfrom editlab.data.conflicts import cases_of_file, cases_of_relation\n"
+        "from editlab.probes.conflicts.behaviour import probe\n"
+        "from editlab.probes.conflicts.heads import map_heads\n"
+        "from editlab.probes.conflicts.items import ItemSettings\n"
+        "from editlab.probes.conflicts.prune import PruneSettings, prune",
+        f"cases = {cases}\nbehaviour = probe(lm, cases, ItemSettings(**{settings!r}))\nbehaviour.plot()",
+        "heads = map_heads(lm, behaviour.items.split('discovery'))\nheads.plot()",
+        f"found = prune(lm, behaviour.items, heads, PruneSettings(direction={direction!r}))\nfound.plot()",
+    ]
 
 
 def _batch(run: RunRecord) -> list[str]:

@@ -33,6 +33,7 @@ class Work:
         from editlab.lm import LM
 
         self.out, self.run = out, run
+        self.asked: dict[str, Any] = {}
         self.lm: LM = LM.from_pretrained(model, dtype=dtype, device=device, on_step=out.on_step)
         if edits is not None:
             self.lm.load_edits(edits)
@@ -60,7 +61,7 @@ class Work:
             self.lm.save_edits(folder)
         edits = [entry.id for entry in self.lm.ledger.active]
         known = {"headline": headline, "model_edits": edits, **extra}
-        write_table(folder, self.lm, "conflicts", {"command": "conflicts"}, rows, _finite(known), figures)
+        write_table(folder, self.lm, "conflicts", _finite(self.asked), rows, _finite(known), figures)
         self.out.result(
             {"run": str(folder), "headline": headline, "rows": plain(rows), **extra}, f"{headline}\nRun: {folder}"
         )
@@ -74,6 +75,12 @@ def item_settings(format: str, stem: str | None, draws: int, subjects: int | Non
 
     given = {"format": check_format(format), "stem": stem, "draws": draws, "subjects": subjects, "seed": seed}
     return build(ItemSettings, given, "the conflicts")
+
+
+def asked_of(command: str, relation: str, file: Path | None, settings: Any) -> dict[str, Any]:
+    """What a run's config says of its command and conflicts."""
+    where = {"relation": relation} if file is None else {"file": str(file)}
+    return {"command": command, **where, **settings.model_dump(mode="json")}
 
 
 def cases_of(relation: str, file: Path | None) -> Any:

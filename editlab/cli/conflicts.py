@@ -12,6 +12,7 @@ from editlab.cli.conflict_work import (
     EVIDENCE,
     RATES,
     Work,
+    asked_of,
     build_items_of,
     cases_of,
     is_conflictqa,
@@ -80,6 +81,7 @@ def register(app: typer.Typer) -> None:
             more = FORMATS if formats == "all" else [check_format(f.strip()) for f in formats.split(",") if f.strip()]
             work = Work(out, run, model, dtype, device, edits)
             settings = item_settings(format, stem, draws, subjects, seed)
+            work.asked = asked_of("probe", relation, file, settings) | {"formats": list(more)}
             if evidence and file is not None and is_conflictqa(file):
                 from editlab.data.conflicts.evidence import questions_of_file
                 from editlab.probes.conflicts.evidence import evidence_preference
@@ -141,7 +143,9 @@ def register(app: typer.Typer) -> None:
         with Output(as_json=as_json, quiet=quiet) as out:
             settings = build(HeadSettings, {**parse_overrides(overrides or []), "estimand": estimand}, "the scores")
             work = Work(out, run, model, dtype, device, edits)
-            items = build_items_of(work, relation, file, item_settings(format, stem, draws, subjects, seed))
+            conflict = item_settings(format, stem, draws, subjects, seed)
+            work.asked = asked_of("heads", relation, file, conflict) | settings.model_dump(mode="json")
+            items = build_items_of(work, relation, file, conflict)
             found = map_heads(
                 work.lm, items if all_subjects else items.split("discovery"), settings, on_step=out.on_step
             )
@@ -195,7 +199,9 @@ def register(app: typer.Typer) -> None:
             settings = build(PruneSettings, given, "the pruning")
             by_hand = read_heads(keep) if keep not in ("", "best", "safe") else ()
             work = Work(out, run, model, dtype, device, edits)
-            items = build_items_of(work, relation, file, item_settings(format, stem, draws, subjects, seed))
+            conflict = item_settings(format, stem, draws, subjects, seed)
+            work.asked = asked_of("prune", relation, file, conflict) | settings.model_dump(mode="json")
+            items = build_items_of(work, relation, file, conflict)
             scores = map_heads(work.lm, items.split("discovery"), on_step=out.on_step)
             found = choose(work.lm, items, scores, settings, on_step=out.on_step)
             out.show(shown(found.validation(), ("k", "memory", "context", "other", "recall", "perplexity", "safe")))
@@ -266,7 +272,10 @@ def register(app: typer.Typer) -> None:
             given = parse_overrides(overrides or [])
             settings = None if edit else build(PruneSettings, {"controls": 0, **given, "direction": to}, "the pruning")
             work = Work(out, run, model, dtype, device, edits)
-            items = build_items_of(work, relation, file, item_settings(format, stem, draws, subjects, seed))
+            conflict = item_settings(format, stem, draws, subjects, seed)
+            chosen = {"method": edit, "settings": given} if settings is None else settings.model_dump(mode="json")
+            work.asked = asked_of("compare", relation, file, conflict) | chosen
+            items = build_items_of(work, relation, file, conflict)
             if settings is None:
                 from editlab.runs.edited_conflicts import edited_conflicts
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from app_driver import App
+from editlab_apps.notebooks import of_run
 from editlab_apps.tabs.conflict_prune import CHART, HEADS, take_clicked
 
 from editlab.runs.records import list_runs
@@ -42,7 +43,11 @@ def test_conflicts_are_asked_pruned_kept_and_undone(app: App, place: Path) -> No
     assert "The ledger has changed since this was asked." in app.said
     app.click("Undo last")
     assert app.lab.state == base
-    assert [run.kind for run in list_runs(place / "runs")] == ["conflicts", "conflicts"]
+    runs = list_runs(place / "runs")
+    assert [run.kind for run in runs] == ["conflicts", "conflicts"]
+    for run in runs:
+        cells = ["".join(cell["source"]) for cell in of_run(run)["cells"] if cell["cell_type"] == "code"]
+        assert all(compile(cell, run.name, "exec") for cell in cells) and "'subjects': 20" in cells[2]
 
 
 def test_a_clicked_head_joins_those_chosen_by_hand_and_leaves_them(app: App, place: Path) -> None:

@@ -27,6 +27,7 @@ def test_probe_gives_rates_and_a_figure(cli: Cli, tmp_path: Path) -> None:
     assert len(pd.read_parquet(tmp_path / "r" / "results.parquet")) == len(rows)
     assert {p.stem for p in (tmp_path / "r" / "figures").glob("*.json")} == {"shares", "flow"}
     manifest = json.loads((tmp_path / "r" / "manifest.json").read_text())
+    assert manifest["config"]["command"] == "probe" and manifest["config"]["subjects"] == 14
     assert manifest["kind"] == "conflicts" and "largest changes" in manifest["flow"]["headline"]
     assert manifest["evidence"]["rows"][0]["evidence"] == "closed-book"
 
