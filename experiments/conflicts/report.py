@@ -18,7 +18,7 @@ SHARE = {"memory", "context", "other", "agreeing", "recall", "rise", "unpruned",
 def read(step: str) -> dict[str, pd.DataFrame]:
     """Tables of a step by model."""
     paths = sorted((HERE / "results").glob(f"*-{step}.csv"), key=lambda p: ("smollm" not in p.stem, p.stem))
-    return {path.stem.removesuffix(f"-{step}"): pd.read_csv(path) for path in paths}
+    return {path.stem.removesuffix(f"-{step}"): pd.read_csv(path, dtype={"head": str}) for path in paths}
 
 
 def shown(rows: pd.DataFrame, columns: dict[str, str]) -> str:
@@ -63,10 +63,11 @@ def main() -> None:
         columns |= {"S_context": "S_context", "role": "role", "S_both_paragraph": "S_both, paragraph"}
         parts.append(shown(rows.head(10).fillna({"role": ""}), columns))
         flips = rows.head(10)
+        asked = flips["S_both_paragraph"].notna().any()
         changed = int((flips["score"] * flips["S_both_paragraph"] < 0).sum())
         parts.append(
             f"Split-half r {first['split_half_r']:.2f}; exact against gradient scores r = {first['r_gradient']:.3f}. "
-            f"Of the ten heads, {changed} have the other sign under coherent paragraphs."
+            + (f"Of the ten heads, {changed} have the other sign under coherent paragraphs." if asked else "")
         )
     for model, rows in read("prune").items():
         for direction, of in rows.groupby("direction", sort=False):
