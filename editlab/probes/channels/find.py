@@ -88,11 +88,13 @@ def find(
         RequestError: no head has the role that reads such channels.
     """
     config = config or Config()
-    names = roles.heads(READERS[kind])[: config.readers]
+    # A mover's margin is a difference of attention, and several share the work: half the threshold will do.
+    least = roles.config.threshold / (2 if kind == "inhibition" else 1)
+    names = roles.heads(READERS[kind], least)[: config.readers]
     readers = [part for part in map(Part.parse, names) if part.layer > 0]
     if not readers:
         raise RequestError(
-            f"No head of {lm.name} has the role '{READERS[kind]}' (score from {roles.config.threshold:g} on).",
+            f"No head of {lm.name} has the role '{READERS[kind]}' (score from {least:g} on).",
             "Lower the threshold of roles, or name channels to test.",
         )
     mode: Mode = "q" if kind == "inhibition" else "k"

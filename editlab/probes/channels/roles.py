@@ -79,10 +79,10 @@ class HeadRoles:
                 )
         return pd.DataFrame(rows)
 
-    def heads(self, role: str) -> list[str]:
+    def heads(self, role: str, threshold: float | None = None) -> list[str]:
         """Those that have the role, highest first."""
         means = self.scores[role].mean(0)
-        found = np.argwhere(means >= self.config.threshold)
+        found = np.argwhere(means >= (self.config.threshold if threshold is None else threshold))
         return [f"{a}.{b}" for a, b in sorted(found.tolist(), key=lambda at: -means[at[0], at[1]])]
 
     @property
