@@ -20,13 +20,14 @@ import psutil
 from common import write
 from editlab_apps.catalogue import page_files
 from editlab_apps.jobs import JobManager
-from editlab_apps.models import Models, Source
+from editlab_apps.models import Models, Source, models
 from editlab_apps.session import Lab
-from editlab_apps.work import preview
+from editlab_apps.work import prepare, preview
 from streamlit import config
 from streamlit.testing.v1 import AppTest
 
 from editlab import LM, Fact
+from editlab.progress import silent
 
 SCRIPT = Path(editlab_apps.__file__).parent / "streamlit_app.py"
 SESSIONS = {
@@ -47,7 +48,11 @@ def pages() -> tuple[dict[str, float], dict[str, float], list[float]]:
     """Seconds of every page's first run, the model being loaded; of its runs while a job works, the longest; and of
     pressing the button that starts the job, which runs the script twice.
     """
-    AppTest.from_file(str(SCRIPT), default_timeout=600).run()
+    at = AppTest.from_file(str(SCRIPT), default_timeout=600).run()
+    loading = models().ask(Source(os.environ.get("EDITLAB_MODEL")))
+    loading.wait(600)
+    prepare(loading.result.base.fork())(silent)  # what the app would do while nobody works
+    at.run()
     first, busy, pressed = {}, {}, []
     for page in page_files():
         at = AppTest.from_file(str(SCRIPT), default_timeout=600)
