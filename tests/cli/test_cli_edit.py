@@ -425,7 +425,7 @@ def test_doctor_checks_a_model(cli: Cli, model: Callable[..., Path]) -> None:
     ended = cli("doctor", "-m", model(), "--json", "-q")
     assert ended.code == 0
     checks = ended.data["checks"]
-    names = ["load", "structure", "plain forward", "forward with hooks", "tiny edit", "undo"]
+    names = ["load", "structure", "logits with hooks", "forward", "tiny edit", "undo"]
     assert [c["check"] for c in checks] == names
     assert all(c["ok"] for c in checks)
     assert "weights and logits bit-identical" in cli("doctor", "-m", model("gpt2")).out

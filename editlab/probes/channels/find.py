@@ -90,8 +90,9 @@ def find(
     config = config or Config()
     # A mover's margin is a difference of attention, and several share the work: half the threshold will do.
     least = roles.config.threshold / (2 if kind == "inhibition" else 1)
-    names = roles.heads(READERS[kind], least)[: config.readers]
-    readers = [part for part in map(Part.parse, names) if part.layer > 0]
+    # Heads of the first block read nothing that another head wrote.
+    readers = [part for part in map(Part.parse, roles.heads(READERS[kind], least)) if part.layer > 0]
+    readers = readers[: config.readers]
     if not readers:
         raise RequestError(
             f"No head of {lm.name} has the role '{READERS[kind]}' (score from {least:g} on).",

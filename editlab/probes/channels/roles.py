@@ -135,7 +135,8 @@ def head_roles(lm: LM, config: Config | None = None, on_step: OnStep = silent) -
 def repeated(lm: LM, n: int, period: int, seed: int = 0) -> Batch:
     """Rows of the sink, `period` random tokens, and the same again."""
     special = set(lm.tokenizer.all_special_ids)
-    own = np.array([i for i in lm.tokenizer.get_vocab().values() if i not in special])
+    # Sorted, because the vocabulary comes in another order in every process.
+    own = np.array(sorted(i for i in lm.tokenizer.get_vocab().values() if i not in special))
     rng = np.random.default_rng(seed)
     rows = [rng.choice(own, period, replace=len(own) < period) for _ in range(n)]
     return pad_rows([[lm.sink, *row.tolist(), *row.tolist()] for row in rows], device=lm.device)

@@ -23,7 +23,8 @@ def test_readers_by_role_and_writers_by_weights_are_screened_and_tested_on_other
     assert effects == sorted(effects, reverse=True)
     tested = [t.channel for t in found.tests.tested]
     assert tested == [c for c, _ in found.screened[:2]] and {c.mode for c in tested} == {mode}
-    allowed = heads.heads(find.READERS[kind], 0.0005 if kind == "inhibition" else None)[:2]
+    able = heads.heads(find.READERS[kind], 0.0005 if kind == "inhibition" else None)
+    allowed = [name for name in able if not name.startswith("0.")][:2]
     assert {str(c.target) for c, _ in found.screened} <= set(allowed)
     assert all(str(c.source).count(".") == dots for c in tested)
     # A random model has no such channel that does anything consistent.
