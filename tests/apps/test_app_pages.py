@@ -24,7 +24,8 @@ def test_a_page_opens_filled_in_and_ready(app: App, page: str) -> None:
     assert "factworld-llama" in app.sidebar and "base" in app.sidebar and "Compute: idle" in app.sidebar
     texts = [w.value for w in (*app.at.text_input, *app.at.text_area) if w.key and w.key.endswith("_prompt")]
     # The example is one that this model knows.
-    assert texts == ([] if page in ("runs", "conflicts", "channels") else ["The capital of France is"])
+    assert set(texts) <= {"The capital of France is"}
+    assert texts or page not in ("overview", "edit", "locate", "probe")
 
 
 @pytest.mark.parametrize("page", PAGES)
