@@ -18,8 +18,8 @@ def cache_given(kwargs: Mapping[str, Any]) -> Any:
 
 def cache_made(output: Any) -> Any:
     """The cache that a forward pass returned; None if it returned none."""
-    # The old name still answers in new versions, with a warning, so it is asked last.
-    return next((found for name in _NAMES if (found := getattr(output, name, None)) is not None), None)
+    # Where the new name is known, the old one answers too, with a warning.
+    return output.cache if hasattr(output, "cache") else getattr(output, "past_key_values", None)
 
 
 def as_argument(model: nn.Module, past: Any) -> dict[str, Any]:
