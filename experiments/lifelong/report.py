@@ -96,7 +96,7 @@ def _sweep(path: Path) -> list[str]:
         "",
         "From sweep.csv, in percent: a few edits one after the other, scored at the end; and the shares of prompts",
         "that are routed, which bound what locality can lose. Single runs of few facts, so a difference of ten means",
-        "little. The last two lines are the preset; it has not been run to 100 edits.",
+        "little. The last two lines are the preset.",
         "",
         f"| settings | edits | {' | '.join(columns)} |",
         "|---" * (len(columns) + 2) + "|",
