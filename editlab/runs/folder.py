@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from editlab.errors import ConfigError
 from editlab.report import EditReport
 from editlab.state.files import write_json, write_text, write_whole
+from editlab.viz.files import save_figures
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,9 +88,7 @@ def write_table(
     """
     given = {name: value for name, value in (asked or {}).items() if value is not None}
     write_config(folder, {**config, **given, "model": lm.name})
-    for name, figure in (figures or {}).items():
-        (folder / "figures").mkdir(exist_ok=True)
-        write_text(folder / "figures" / f"{name}.json", figure.to_json())
+    save_figures(folder, figures or {})
     _write_rows(folder, rows)
     write_manifest(folder, lm, kind, config, {"edits": [], "failed": [], **extra})
     return folder

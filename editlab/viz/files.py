@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from editlab.state.files import write_text
+
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
 def save_figures(folder: Path, figures: Mapping[str, go.Figure]) -> None:
     """Write figures into a run folder, as plotly's JSON."""
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
-        (folder / "figures" / f"{name}.json").write_text(figure.to_json(), encoding="utf-8")
+        write_text(folder / "figures" / f"{name}.json", figure.to_json())
 
 
 def load_figures(folder: Path) -> dict[str, go.Figure]:
