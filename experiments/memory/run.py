@@ -28,13 +28,13 @@ METHODS = ("rome", "memit", "emmet", "alphaedit", "wise")
 STUDIES: dict[str, dict[str, dict[str, Any]]] = {
     "smollm2-135m": {
         "retain": preset("standard", retain=True),
-        "survive": {"engines": ("train, matched", *METHODS), "items": 12, "lr": 1e-4, "filler_lr": 3e-4},
+        "survive": {"engines": ("train", "train, matched", *METHODS), "items": 12, "lr": 1e-4, "filler_lr": 3e-4},
         "acquire": {"seeds": 1},
     },
     "factworld-llama": {
         "retain": preset("standard", retain=True) | {"lr": 1e-3, "exposures": 10, "items": 32},
         "survive": {
-            "engines": ("train, matched", *METHODS), "items": 24, "lr": 1e-3, "filler_lr": 3e-3,
+            "engines": ("train", "train, matched", *METHODS), "items": 24, "lr": 1e-3, "filler_lr": 3e-3,
             "times": (1, 2, 5, 10, 20, 35, 50),
         },
         "acquire": {"seeds": 2, "lr": 1e-3},

@@ -24,6 +24,7 @@ from scipy.optimize import curve_fit
 Curve = Callable[..., np.ndarray]
 UNDECIDED = 2.0  # difference in AICc below which two families are not told apart
 FLOOR_SE = 0.01  # no mean of a few items is surer than this
+DRAWS = 500  # of the items, for how sure each mean is
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ def fit_forgetting(t: Sequence[float], items: np.ndarray, *, resamples: int = 20
 
     Args:
         t: times. items: (n_items, n_times) scaled values, whose mean over items is fitted.
+        resamples: refits for the parameters' intervals; the weights do not depend on it.
     """
     times = np.asarray(t, float)
     values = np.asarray(items, float)[:, times >= 1]
@@ -100,9 +102,10 @@ def fit_forgetting(t: Sequence[float], items: np.ndarray, *, resamples: int = 20
     if np.ptp(mean) == 0:
         return []
     rng = np.random.default_rng(seed)
-    draws = rng.integers(0, len(values), (resamples, len(values)))
-    means = values[draws].mean(1)  # (resamples, n_times)
-    se = np.maximum(means.std(0), FLOOR_SE) if resamples > 1 else np.full(len(times), FLOOR_SE)
+    # Not a row of means per draw from the items themselves, which would be (draws, items, times) at once.
+    weights = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), max(DRAWS, resamples)) / len(values)
+    means = weights @ values  # (draws, n_times)
+    se = np.maximum(means.std(0), FLOOR_SE)
     fits = []
     for family in FAMILIES:
         m = len(family.parameters) + 1
@@ -110,7 +113,7 @@ def fit_forgetting(t: Sequence[float], items: np.ndarray, *, resamples: int = 20
         if found is None:
             continue
         residual = mean - family.curve(times, *found)
-        again = [_solve(family, times, row, se, start=found) for row in means]
+        again = [_solve(family, times, row, se, start=found) for row in means[:resamples]]
         solved = np.array([row for row in again if row is not None])
         bounds = np.quantile(solved, [0.025, 0.975], axis=0).T if len(solved) > 1 else []
         total = float(((mean - mean.mean()) ** 2).sum())

@@ -12,6 +12,7 @@ and ends with the weights and the rows of an unbroken one, bit for bit (same mac
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -144,6 +145,10 @@ def _run(lm: LM, learner: Learner, course: Course, journal: Journal, on_step: On
             began = time.perf_counter()
             found = course.measure(learner, update)
             loss = sum(losses) / len(losses) if losses else None
+            if not all(math.isfinite(v) for row in found for v in row.values() if isinstance(v, float)):
+                reason = "the model gives no finite numbers any more, use a smaller lr"
+                journal.add("aborted", course=course.name, update=update, reason=reason)
+                return
             journal.add(
                 "probed", course=course.name, update=update, train_loss=loss, rows=found,
                 seconds=time.perf_counter() - began,

@@ -144,6 +144,17 @@ def test_aicc_picks_the_planted_family_in_nine_of_ten_draws() -> None:
     assert min(right.values()) >= 9
 
 
+def test_noisy_times_weigh_less_and_weights_do_not_depend_on_refits() -> None:
+    rng = np.random.default_rng(3)
+    y = FAMILIES[2].curve(T, *PLANTED["exponential"])
+    # Half of the items are far off at t = 1, where the mean is therefore wrong and known to be unsure.
+    items = np.repeat(y[None], 40, 0) + rng.normal(0, 0.005, (40, T.size))
+    items[::2, 1] -= 0.8
+    by = {n: {f.family: f for f in fit_forgetting(T, items, resamples=n)}["exponential"] for n in (0, 20)}
+    assert by[0].parameters == by[20].parameters and by[0].aicc == by[20].aicc
+    assert list(by[0].parameters.values()) == pytest.approx(PLANTED["exponential"], rel=0.01)
+
+
 def test_too_few_times_and_flat_curves_are_not_fitted() -> None:
     assert fit_forgetting([0, 1, 2, 3], np.array([[1, 0.5, 0.2, 0.1]])) == []
     assert fit_forgetting(T, np.ones((4, T.size))) == []

@@ -248,6 +248,17 @@ def test_a_course_that_diverges_ends_alone_and_says_so(lm: LM, tmp_path: Path) -
         learner.step([(5, 6, 7)], 1e-3)
 
 
+def test_a_probe_without_finite_numbers_ends_its_course(lm: LM, tmp_path: Path) -> None:
+    def measure(learner: Learner, update: int) -> list[dict]:
+        return [{"loss": float("nan") if update == 1 else 1.0}]
+
+    courses = [Course(name, (Phase((((5, 6),), ((6, 7),)), 1e-3),), (0, 1, 2), measure) for name in "ab"]
+    rows = run_courses(lm, Learner(lm), courses, Journal(tmp_path))
+    assert [(r["course"], r["update"]) for r in rows] == [("a", 0), ("b", 0)]
+    ended = [e for e in Journal(tmp_path).events if e["event"] == "aborted"]
+    assert [e["course"] for e in ended] == ["a", "b"] and "no finite numbers" in ended[0]["reason"]
+
+
 def test_the_optimiser_is_reset_or_carried(lm: LM, tmp_path: Path) -> None:
     ends = {}
     for state in ("reset", "carry", "warmup"):
