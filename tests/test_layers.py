@@ -89,11 +89,12 @@ METHODS = "editlab.edits.methods"
 LAYOUTS = {f"editlab.data.formats.{page.stem}" for page in (ROOT / "data" / "formats").glob("*.md")}
 RULES: dict[str, Callable[[Import], bool]] = {
     "hooks know torch, transformers and the errors": only("editlab.hooks", "editlab.errors"),
-    "state knows hooks, memories, the errors and where the cache is": only(
+    "state knows hooks, memories, the errors, what JSON can say and where the cache is": only(
         "editlab.state",
         "editlab.display",
         "editlab.errors",
         "editlab.hooks",
+        "editlab.jsonable",
         "editlab.memories",
         "editlab.models.cache",
     ),

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from editlab.cli import options
 from editlab.cli.console import Output
+from editlab.cli.options import spread
 from editlab.errors import UnknownName, did_you_mean
 
 # Packages whose .md files are pages, by what the pages are about.
@@ -28,21 +28,20 @@ def pages() -> dict[str, tuple[str, Traversable]]:
 
 def register(app: typer.Typer) -> None:
     @app.command()
+    @spread
     def cat(
+        out: Output,
         name: Annotated[str, typer.Argument(help="A format, a metric (see 'editlab ls'), 'scoring' or 'relations'.")],
-        as_json: options.Json = False,
-        quiet: options.Quiet = False,
     ) -> None:
         """Print the page about a file format, a metric's card, or how we score."""
-        with Output(as_json=as_json, quiet=quiet) as out:
-            known = pages()
-            plain = name.strip().lower().replace("_", "-")
-            if plain in known:
-                kind, page = known[plain]
-                text = page.read_text(encoding="utf-8").rstrip()
-            else:
-                kind, text = "metric", _card(name, list(known))
-            out.result({"name": plain, "kind": kind, "text": text}, text)
+        known = pages()
+        plain = name.strip().lower().replace("_", "-")
+        if plain in known:
+            kind, page = known[plain]
+            text = page.read_text(encoding="utf-8").rstrip()
+        else:
+            kind, text = "metric", _card(name, list(known))
+        out.result({"name": plain, "kind": kind, "text": text}, text)
 
 
 def _card(name: str, pages: list[str]) -> str:

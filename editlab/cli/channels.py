@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from editlab.cli import options
 from editlab.cli.console import Output, table
+from editlab.cli.options import EditedCheckpoint, Seed, new_folder, spread
 from editlab.errors import ConfigError
+from editlab.jsonable import records
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
     from editlab.lm import LM
     from editlab.probes.channels.scan import Scan
 
-Edits = Annotated[Path | None, typer.Option("--edits", help="Run or pack whose edits are in force.")]
-Run = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; default runs/TIME-channels-HASH.")]
+Run = Annotated[Path | None, new_folder("Run folder; default runs/TIME-channels-HASH.")]
 ModeOption = Annotated[str, typer.Option("--mode", help="How the reader reads: q, k, v, or all.")]
 SCORES = ["source", "target", "mode", "score", "rank", "z", "p", "q", "rank1_share", "outlier"]
 NOTE = "Scores are of weights alone: a channel is a hypothesis until 'editlab channels test' has intervened."
@@ -30,7 +30,10 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="channels")
 
     @group.command()
+    @spread
     def scan(
+        out: Output,
+        checkpoint: EditedCheckpoint,
         overrides: Annotated[
             list[str] | None, typer.Argument(metavar="[SETTING=VALUE]...", help="Settings: delta, top, p, rank.")
         ] = None,
@@ -39,14 +42,7 @@ def register(app: typer.Typer) -> None:
         target: Annotated[str | None, typer.Option("--target", help="Only this reader, LAYER.HEAD.")] = None,
         source: Annotated[str | None, typer.Option("--source", help="Only this writer.")] = None,
         top: Annotated[int, typer.Option("--rows", min=1, help="Rows to show.")] = 20,
-        model: options.Model = None,
-        edits: Edits = None,
-        dtype: options.Dtype = "float32",
-        device: options.Device = "cpu",
-        threads: options.Threads = None,
         run: Run = None,
-        as_json: options.Json = False,
-        quiet: options.Quiet = False,
     ) -> None:
         """Score all pairs of heads and components; the best, with their null."""
         from editlab.config import build, parse_overrides
@@ -54,58 +50,52 @@ def register(app: typer.Typer) -> None:
         from editlab.probes.channels.scan import LEVELS, Config
         from editlab.probes.channels.scan import scan as scan_model
 
-        with Output(as_json=as_json, quiet=quiet) as out:
-            config = build(Config, {**parse_overrides(overrides or []), "modes": _modes(mode)}, "the scan")
-            if level not in LEVELS:
-                raise ConfigError(f"There is no level '{level}'.", f"Choose one of {', '.join(LEVELS)}.")
-            only = {name: Part.parse(text) for name, text in (("target", target), ("source", source)) if text}
-            _check_free(run)
-            lm = _load(out, model, edits, dtype, device)
-            found = scan_model(lm, config, out.on_step)
-            rows = found.to_pandas(level, limit=top, **only)  # type: ignore[arg-type]
-            out.show(
-                _table(rows, ["source", "target", "mode", "score", "rank", "z", "p", "q", "rank1_share", "outlier"])
-            )
-            figures = {f"scan-{m}": found.plot(m) for m in config.modes} if find_spec("plotly") else None
-            every = found.to_pandas(level, limit=None, **only)  # type: ignore[arg-type]
-            folder = _write(lm, run, config.model_dump(mode="json"), every, found.headline, figures)
-            out.result(
-                {"run": str(folder), "headline": found.headline, "rows": _records(rows)},
-                f"{found.headline}\n{NOTE}\nRun: {folder}",
-            )
+        config = build(Config, {**parse_overrides(overrides or []), "modes": _modes(mode)}, "the scan")
+        if level not in LEVELS:
+            raise ConfigError(f"There is no level '{level}'.", f"Choose one of {', '.join(LEVELS)}.")
+        only = {name: Part.parse(text) for name, text in (("target", target), ("source", source)) if text}
+        lm = checkpoint.open(out.on_step)
+        found = scan_model(lm, config, out.on_step)
+        rows = found.to_pandas(level, limit=top, **only)  # type: ignore[arg-type]
+        out.show(_table(rows, ["source", "target", "mode", "score", "rank", "z", "p", "q", "rank1_share", "outlier"]))
+        figures = {f"scan-{m}": found.plot(m) for m in config.modes} if find_spec("plotly") else None
+        every = found.to_pandas(level, limit=None, **only)  # type: ignore[arg-type]
+        folder = _write(lm, run, config.model_dump(mode="json"), every, found.headline, figures)
+        out.result(
+            {"run": str(folder), "headline": found.headline, "rows": records(rows)},
+            f"{found.headline}\n{NOTE}\nRun: {folder}",
+        )
 
     @group.command()
+    @spread
     def show(
+        out: Output,
+        checkpoint: EditedCheckpoint,
         part: Annotated[
             str | None, typer.Argument(metavar="[PART]", help="LAYER.HEAD or LAYER.HEAD.COMPONENT; none: head roles.")
         ] = None,
         target: Annotated[str | None, typer.Option("--target", help="What it sends to this reader.")] = None,
         mode: ModeOption = "q",
         top: Annotated[int, typer.Option("--rows", min=1, help="Rows to show.")] = 10,
-        seed: options.Seed = 0,
-        model: options.Model = None,
-        edits: Edits = None,
-        dtype: options.Dtype = "float32",
-        device: options.Device = "cpu",
-        threads: options.Threads = None,
-        as_json: options.Json = False,
-        quiet: options.Quiet = False,
+        seed: Seed = 0,
     ) -> None:
         """One head or component: spectrum, tokens in and out, readers. Without one: the roles of all heads."""
         from editlab.probes.channels.parts import Part
 
-        with Output(as_json=as_json, quiet=quiet) as out:
-            wanted = None if part is None else Part.parse(part)
-            reader = None if target is None else Part.parse(target)
-            modes = _modes(mode)
-            lm = _load(out, model, edits, dtype, device)
-            if wanted is None:
-                _show_roles(out, lm, seed, top)
-            else:
-                _show_part(out, lm, wanted, reader, modes, top)
+        wanted = None if part is None else Part.parse(part)
+        reader = None if target is None else Part.parse(target)
+        modes = _modes(mode)
+        lm = checkpoint.open(out.on_step)
+        if wanted is None:
+            _show_roles(out, lm, seed, top)
+        else:
+            _show_part(out, lm, wanted, reader, modes, top)
 
     @group.command("test")
+    @spread
     def test_(
+        out: Output,
+        checkpoint: EditedCheckpoint,
         source: Annotated[str, typer.Argument(metavar="SOURCE", help="LAYER.HEAD.COMPONENT, or LAYER.HEAD.")],
         targets: Annotated[list[str], typer.Argument(metavar="TARGET...", help="Readers, LAYER.HEAD.")],
         mode: Annotated[str, typer.Option("--mode", help="How the readers read: q, k or v.")] = "q",
@@ -114,15 +104,8 @@ def register(app: typer.Typer) -> None:
         length: Annotated[int, typer.Option("--length", min=2, help="With --task lists: items.")] = 4,
         controls: Annotated[int, typer.Option("--controls", min=20, help="Matched random controls.")] = 24,
         passages: Annotated[int, typer.Option("--passages", min=0, help="Prose for perplexity; 0: none.")] = 6,
-        seed: options.Seed = 0,
-        model: options.Model = None,
-        edits: Edits = None,
-        dtype: options.Dtype = "float32",
-        device: options.Device = "cpu",
-        threads: options.Threads = None,
+        seed: Seed = 0,
         run: Run = None,
-        as_json: options.Json = False,
-        quiet: options.Quiet = False,
     ) -> None:
         """Cut a channel and remove its source, beside controls: does it do anything?"""
         from editlab.config import build
@@ -132,74 +115,66 @@ def register(app: typer.Typer) -> None:
         from editlab.probes.channels.scan import scan as scan_model
         from editlab.probes.channels.tasks import TASKS, prompts_of
 
-        with Output(as_json=as_json, quiet=quiet) as out:
-            if mode not in ("q", "k", "v") or task not in TASKS:
-                raise ConfigError(
-                    f"There is no mode '{mode}' or no task '{task}'.",
-                    f"Modes are q, k, v; tasks {', '.join(TASKS)}.",
-                )
-            channels = [Channel(Part.parse(source), Part.parse(t).whole, mode) for t in targets]  # type: ignore[arg-type]
-            asked = {"controls": controls, "passages": passages, "seed": seed}
-            config = build(causal.Config, asked, "the test")
-            _check_free(run)
-            lm = _load(out, model, edits, dtype, device)
-            for channel in channels:
-                for p in (channel.source, channel.target):
-                    p.check(lm.adapter.n_layers, lm.adapter.n_heads, lm.adapter.head_dim)
-            made = prompts_of(lm, task, prompts, length=length, seed=seed)
-            weights = scan_model(lm, build(Config, {"modes": (mode,)}, "the scan"), out.on_step)
-            found = causal.verify(lm, channels, made, weights, config, out.on_step, task=TASKS[task])
-            rows = found.to_pandas()
-            shown = rows.assign(
-                edge=[f"{e:+.3f} ({a:+.3f} to {b:+.3f})" for e, a, b in _three(rows, "edge")],
-                node=[f"{e:+.3f} ({a:+.3f} to {b:+.3f})" for e, a, b in _three(rows, "node")],
+        if mode not in ("q", "k", "v") or task not in TASKS:
+            raise ConfigError(
+                f"There is no mode '{mode}' or no task '{task}'.",
+                f"Modes are q, k, v; tasks {', '.join(TASKS)}.",
             )
-            columns = ["source", "target", "mode", "status", "edge_base", "edge", "edge_controls95", "node", "n", "why"]
-            out.show(_table(shown, columns))
-            figures = {"effects": found.plot()} if find_spec("plotly") else None
-            extra = {**config.model_dump(mode="json"), "task": task, "prompts": prompts, "length": length}
-            folder = _write(lm, run, extra, rows, found.headline, figures)
-            out.result(
-                {"run": str(folder), "headline": found.headline, "rows": _records(rows)},
-                f"{found.headline}\nRun: {folder}",
-            )
+        channels = [Channel(Part.parse(source), Part.parse(t).whole, mode) for t in targets]  # type: ignore[arg-type]
+        asked = {"controls": controls, "passages": passages, "seed": seed}
+        config = build(causal.Config, asked, "the test")
+        lm = checkpoint.open(out.on_step)
+        for channel in channels:
+            for p in (channel.source, channel.target):
+                p.check(lm.adapter.n_layers, lm.adapter.n_heads, lm.adapter.head_dim)
+        made = prompts_of(lm, task, prompts, length=length, seed=seed)
+        weights = scan_model(lm, build(Config, {"modes": (mode,)}, "the scan"), out.on_step)
+        found = causal.verify(lm, channels, made, weights, config, out.on_step, task=TASKS[task])
+        rows = found.to_pandas()
+        shown = rows.assign(
+            edge=[f"{e:+.3f} ({a:+.3f} to {b:+.3f})" for e, a, b in _three(rows, "edge")],
+            node=[f"{e:+.3f} ({a:+.3f} to {b:+.3f})" for e, a, b in _three(rows, "node")],
+        )
+        columns = ["source", "target", "mode", "status", "edge_base", "edge", "edge_controls95", "node", "n", "why"]
+        out.show(_table(shown, columns))
+        figures = {"effects": found.plot()} if find_spec("plotly") else None
+        extra = {**config.model_dump(mode="json"), "task": task, "prompts": prompts, "length": length}
+        folder = _write(lm, run, extra, rows, found.headline, figures)
+        out.result(
+            {"run": str(folder), "headline": found.headline, "rows": records(rows)},
+            f"{found.headline}\nRun: {folder}",
+        )
 
     @group.command()
+    @spread
     def edit(
+        out: Output,
+        checkpoint: EditedCheckpoint,
         parts: Annotated[list[str], typer.Argument(metavar="PART...", help="Components, LAYER.HEAD.COMPONENT.")],
         scale: Annotated[float, typer.Option("--scale", min=-10, max=10, help="0 removes, 1 leaves alone.")] = 0.0,
         side: Annotated[str, typer.Option("--side", help="ov: what is written; qk: what queries read.")] = "ov",
-        model: options.Model = None,
-        edits: Edits = None,
-        dtype: options.Dtype = "float32",
-        device: options.Device = "cpu",
-        threads: options.Threads = None,
         run: Run = None,
-        as_json: options.Json = False,
-        quiet: options.Quiet = False,
     ) -> None:
         """Scale components in the weights: an edit like any other, to undo, apply or export."""
         from editlab.probes.channels.components import component_edit
         from editlab.probes.channels.parts import Part
 
-        with Output(as_json=as_json, quiet=quiet) as out:
-            wanted = [Part.parse(text) for text in parts]
-            if side not in ("ov", "qk"):
-                raise ConfigError(f"There is no side '{side}'.", "Choose ov or qk.")
-            _check_free(run)
-            lm = _load(out, model, edits, dtype, device)
-            from editlab.runs import run_folder, write_run
+        wanted = [Part.parse(text) for text in parts]
+        if side not in ("ov", "qk"):
+            raise ConfigError(f"There is no side '{side}'.", "Choose ov or qk.")
+        lm = checkpoint.open(out.on_step)
+        from editlab.runs import run_folder, write_run
 
-            entry = lm.ledger.apply(component_edit(lm, wanted, scale, side))  # type: ignore[arg-type]
-            folder = run or run_folder("channels", lm.base_hash)
-            headline = entry.edit.summary
-            write_run(folder, lm, "channels", {"model": lm.name, **entry.edit.config}, [], extra={"headline": headline})
-            norm = entry.to_record()["norm"]
-            out.result(
-                {"run": str(folder), "headline": headline, "id": entry.id, "norm": norm},
-                f"{headline}; norm of the change {norm:.4g}.\nTry it: editlab generate --edits {folder}\n"
-                f"Undo it: editlab undo {folder}\nRun: {folder}",
-            )
+        entry = lm.ledger.apply(component_edit(lm, wanted, scale, side))  # type: ignore[arg-type]
+        folder = run or run_folder("channels", lm.base_hash)
+        headline = entry.edit.summary
+        write_run(folder, lm, "channels", {"model": lm.name, **entry.edit.config}, [], extra={"headline": headline})
+        norm = entry.to_record()["norm"]
+        out.result(
+            {"run": str(folder), "headline": headline, "id": entry.id, "norm": norm},
+            f"{headline}; norm of the change {norm:.4g}.\nTry it: editlab generate --edits {folder}\n"
+            f"Undo it: editlab undo {folder}\nRun: {folder}",
+        )
 
 
 def _modes(mode: str) -> tuple[str, ...]:
@@ -210,22 +185,6 @@ def _modes(mode: str) -> tuple[str, ...]:
     return (mode,)
 
 
-def _check_free(run: Path | None) -> None:
-    if run is not None:
-        from editlab.runs import check_free
-
-        check_free(run)
-
-
-def _load(out: Output, model: str | None, edits: Path | None, dtype: str, device: str) -> LM:
-    from editlab.lm import LM
-
-    lm = LM.from_pretrained(model, dtype=dtype, device=device, on_step=out.on_step)
-    if edits is not None:
-        lm.load_edits(edits)
-    return lm
-
-
 def _show_roles(out: Output, lm: LM, seed: int, top: int) -> None:
     from editlab.config import build
     from editlab.probes.channels.roles import Config, head_roles
@@ -233,7 +192,7 @@ def _show_roles(out: Output, lm: LM, seed: int, top: int) -> None:
     found = head_roles(lm, build(Config, {"seed": seed}, "the roles"), out.on_step)
     rows = found.to_pandas(limit=top)
     out.show(_table(rows, ["role", "head", "score", "low", "high", "n", "has_role"]))
-    out.result({"headline": found.headline, "rows": _records(rows)}, found.headline)
+    out.result({"headline": found.headline, "rows": records(rows)}, found.headline)
 
 
 def _show_part(out: Output, lm: LM, part: Any, target: Any, modes: tuple[str, ...], top: int) -> None:
@@ -272,7 +231,7 @@ def _show_part(out: Output, lm: LM, part: Any, target: Any, modes: tuple[str, ..
         out.show(table(list(pairs[0]), [[_cell(v) for v in row.values()] for row in pairs]))
     else:
         rows = found.to_pandas("component" if part.component is not None else "head", source=part, limit=top)
-        data["readers"] = _records(rows)
+        data["readers"] = records(rows)
         out.show(_table(rows, SCORES))
     if part.component is not None:
         words = read_out(lm, f, part, top)
@@ -294,11 +253,6 @@ def _cell(value: Any) -> object:
     if isinstance(value, float):
         return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.3f}"
     return value
-
-
-def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = rows.astype(object).where(rows.notna(), None).to_dict("records")  # type: ignore
-    return found
 
 
 def _write(lm: LM, run: Path | None, config: dict[str, Any], rows: pd.DataFrame, headline: str, figures: Any) -> Path:

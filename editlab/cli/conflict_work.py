@@ -3,40 +3,91 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from editlab.cli.console import Output, table
+from editlab.cli.options import Seed
+from editlab.jsonable import finite, records
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
     from editlab.lm import LM
-    from editlab.probes.conflicts.items import Items
+    from editlab.probes.conflicts.items import Items, ItemSettings
 
 RATES = ("condition", "memory", "context", "other", "subjects", "prefers_memory", "difference")
 EVIDENCE = ("evidence", "group", "memorization_ratio", "low", "high", "n", "undecided")
 
 
+@dataclass(frozen=True)
+class Conflict:
+    """Which conflicts to build."""
+
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", help="Facts in any layout: target_true is memory's, target_new the context's."),
+    ] = None
+    format: Annotated[
+        str,
+        typer.Option(
+            "--format", help="Context: substitution, repeated, reversed, question, paragraph or irrelevant (a control)."
+        ),
+    ] = "substitution"
+    stem: Annotated[
+        str | None, typer.Option("--stem", help="Prompt with {} for the subject; default the relation's.")
+    ] = None
+    draws: Annotated[int, typer.Option("--draws", min=1, max=20, help="Contradicting answers per subject.")] = 3
+    subjects: Annotated[int | None, typer.Option("--subjects", min=6, help="At most so many subjects.")] = None
+    seed: Seed = 0
+
+    def settings(self) -> ItemSettings:
+        """The settings of the items.
+
+        Raises:
+            ConfigError: one is invalid.
+        """
+        from editlab.config import build
+        from editlab.data.conflicts import check_format
+        from editlab.probes.conflicts.items import ItemSettings
+
+        names = ("stem", "draws", "subjects", "seed")
+        given = {"format": check_format(self.format), **{name: getattr(self, name) for name in names}}
+        return build(ItemSettings, given, "the conflicts")
+
+    def cases(self, relation: str) -> Any:
+        """Cases of a relation, or of the file if there is one."""
+        from editlab.data.conflicts import cases_of_file, cases_of_relation
+
+        return cases_of_relation(relation) if self.file is None else cases_of_file(self.file)
+
+    def asked(self, command: str, relation: str) -> dict[str, Any]:
+        """What a run's config says of its command and conflicts."""
+        where = {"relation": relation} if self.file is None else {"file": str(self.file)}
+        return {"command": command, **where, **self.settings().model_dump(mode="json")}
+
+
+@dataclass(frozen=True)
 class Work:
-    """What every command begins and ends with: a free run folder, a model with edits; a run folder and a result."""
+    """A command at work: what it was asked, the model, and where the results go."""
 
-    def __init__(
-        self, out: Output, run: Path | None, model: str | None, dtype: str, device: str, edits: Path | None
-    ) -> None:
-        if run is not None:
-            from editlab.runs import check_free
+    out: Output
+    lm: LM
+    run: Path | None
+    asked: Mapping[str, Any]
 
-            check_free(run)
-        from editlab.lm import LM
+    def items(self, conflict: Conflict, relation: str) -> Items:
+        """The items, and a remark on what they are."""
+        from editlab.probes.conflicts.items import build_items
 
-        self.out, self.run = out, run
-        self.asked: dict[str, Any] = {}
-        self.lm: LM = LM.from_pretrained(model, dtype=dtype, device=device, on_step=out.on_step)
-        if edits is not None:
-            self.lm.load_edits(edits)
+        items = build_items(self.lm, conflict.cases(relation), conflict.settings(), on_step=self.out.on_step)
+        self.out.say(items.headline)
+        return items
 
     def end(
         self,
@@ -61,42 +112,10 @@ class Work:
             self.lm.save_edits(folder)
         edits = [entry.id for entry in self.lm.ledger.active]
         known = {"headline": headline, "model_edits": edits, **extra}
-        write_table(folder, self.lm, "conflicts", _finite(self.asked), rows, _finite(known), figures)
+        write_table(folder, self.lm, "conflicts", finite(self.asked), rows, finite(known), figures)
         self.out.result(
-            {"run": str(folder), "headline": headline, "rows": plain(rows), **extra}, f"{headline}\nRun: {folder}"
+            {"run": str(folder), "headline": headline, "rows": records(rows), **extra}, f"{headline}\nRun: {folder}"
         )
-
-
-def item_settings(format: str, stem: str | None, draws: int, subjects: int | None, seed: int) -> Any:
-    """The settings of the items."""
-    from editlab.config import build
-    from editlab.data.conflicts import check_format
-    from editlab.probes.conflicts.items import ItemSettings
-
-    given = {"format": check_format(format), "stem": stem, "draws": draws, "subjects": subjects, "seed": seed}
-    return build(ItemSettings, given, "the conflicts")
-
-
-def asked_of(command: str, relation: str, file: Path | None, settings: Any) -> dict[str, Any]:
-    """What a run's config says of its command and conflicts."""
-    where = {"relation": relation} if file is None else {"file": str(file)}
-    return {"command": command, **where, **settings.model_dump(mode="json")}
-
-
-def cases_of(relation: str, file: Path | None) -> Any:
-    """Cases of a relation, or of a file if there is one."""
-    from editlab.data.conflicts import cases_of_file, cases_of_relation
-
-    return cases_of_relation(relation) if file is None else cases_of_file(file)
-
-
-def build_items_of(work: Work, relation: str, file: Path | None, settings: Any) -> Items:
-    """The items, and a remark on what they are."""
-    from editlab.probes.conflicts.items import build_items
-
-    items = build_items(work.lm, cases_of(relation, file), settings, on_step=work.out.on_step)
-    work.out.say(items.headline)
-    return items
 
 
 def is_conflictqa(file: Path) -> bool:
@@ -125,19 +144,3 @@ def shown(rows: pd.DataFrame, columns: tuple[str, ...]) -> str:
 
     found = [name for name in columns if name in rows]
     return table(found, [[cell(name, row[name]) for name in found] for row in rows.to_dict("records")]) + "\n"
-
-
-def plain(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as JSON has them."""
-    return [
-        {str(k): v for k, v in row.items()} for row in rows.astype(object).where(rows.notna(), None).to_dict("records")
-    ]
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN."""
-    if isinstance(value, float):
-        return value if value == value and abs(value) != float("inf") else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

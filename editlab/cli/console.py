@@ -1,6 +1,6 @@
 """What a command says, and where: results on stdout, everything else on stderr.
 
-A command opens one `Output`, reports progress through its `on_step`, and ends with one `result`. It does
+A command is handed one `Output`, reports progress through its `on_step`, and ends with one `result`. It does
 not catch errors: `__main__` turns whatever is raised into a sentence and an exit code with `describe` and
 `show_problem`, so the wording is the same for every command.
 """
@@ -8,20 +8,21 @@ not catch errors: `__main__` turns whatever is raised into a sentence and an exi
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
+from editlab.cli.options import Json, Quiet
 from editlab.errors import EditlabError, Interrupted
+from editlab.jsonable import finite
 from editlab.progress import StepInfo
 
 if TYPE_CHECKING:
@@ -33,19 +34,19 @@ SCHEMA_VERSION = 1
 LINE_EVERY = 10.0  # seconds between progress lines where no bar can be drawn
 
 
+@dataclass(kw_only=True)
 class Output:
-    """The voice of one command.
+    """The voice of one command; the options that it brings are those of `options.spread`.
 
-    with Output(as_json=as_json, quiet=quiet) as out:
+    with Output(as_json=True) as out:
         done = work(on_step=out.on_step)
         out.result({"path": str(done)}, text=f"Written to {done}")
     """
 
-    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
-        self.as_json = as_json
-        self.quiet = quiet
-        self._warnings: list[str] = []
-        self._steps: _Bars | _Lines | None = None
+    as_json: Json = False
+    quiet: Quiet = False
+    _warnings: list[str] = field(default_factory=list, init=False)
+    _steps: _Bars | _Lines | None = field(default=None, init=False)
 
     def __enter__(self) -> Output:
         return self
@@ -280,21 +281,12 @@ def _amount(step: StepInfo) -> str:
 
 
 def _print_json(value: Mapping[str, Any]) -> None:
-    text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, default=_plain)
+    text = json.dumps(finite(value), ensure_ascii=False, allow_nan=False, default=_plain)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
-        text = json.dumps(_finite(value), allow_nan=False, default=_plain)
+        text = json.dumps(finite(value), allow_nan=False, default=_plain)
     print(text, flush=True)
-
-
-def _finite(value: Any) -> Any:
-    # JSON has no NaN and no infinity.
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _plain(value: object) -> object:

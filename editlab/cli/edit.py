@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from editlab.cli import options
 from editlab.cli.console import Output, read_facts
+from editlab.cli.options import Checkpoint, SkipMalformed, new_folder, spread
 from editlab.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
@@ -27,7 +27,10 @@ SHOWN = 20  # facts of a run with many, in the terminal
 
 def register(app: typer.Typer) -> None:
     @app.command()
+    @spread
     def edit(
+        out: Output,
+        checkpoint: Checkpoint,
         overrides: Annotated[
             list[str] | None, typer.Argument(metavar="[SETTING=VALUE]...", help="Settings of the method.")
         ] = None,
@@ -45,9 +48,7 @@ def register(app: typer.Typer) -> None:
             list[str] | None, typer.Option("--neighbour", help="A prompt that must keep its answer; repeatable.")
         ] = None,
         file: Annotated[Path | None, typer.Option("--file", help="Facts, one JSON object a line.")] = None,
-        skip_malformed: Annotated[
-            bool, typer.Option("--skip-malformed", help="With --file: report malformed rows and go on without them.")
-        ] = False,
+        skip_malformed: SkipMalformed = False,
         mode: Annotated[
             str | None,
             typer.Option(
@@ -73,64 +74,49 @@ def register(app: typer.Typer) -> None:
         ] = False,
         layer: Annotated[int | None, typer.Option("--layer", help="Layer to edit; default by model.")] = None,
         seed: Annotated[int | None, typer.Option("--seed", help="Where random choices start from.")] = None,
-        model: options.Model = None,
-        dtype: options.Dtype = "float32",
-        device: options.Device = "cpu",
-        threads: options.Threads = None,
-        run: Annotated[
-            Path | None, typer.Option("--out", "-o", help="Run folder; default runs/TIME-edit-HASH.")
-        ] = None,
-        as_json: options.Json = False,
-        quiet: options.Quiet = False,
+        run: Annotated[Path | None, new_folder("Run folder; default runs/TIME-edit-HASH.")] = None,
     ) -> None:
         """Edit one fact (--prompt, --subject, --target) or a file of them, and show before and after."""
         from editlab import registry
         from editlab.config import build, load_yaml, parse_overrides
 
-        with Output(as_json=as_json, quiet=quiet) as out:
-            # All that can be wrong without the model is found before it is loaded.
-            given = load_yaml(config) if config else {}
-            is_plan = bool(given.keys() & PLAN_KEYS)
-            plan: dict[str, Any] = dict(given) if is_plan else {"settings": given}
-            of_plan = plan.pop("model", None)
-            model = model or of_plan
-            plan |= {k: v for k, v in (("method", method), ("mode", mode), ("batch_size", batch_size)) if v is not None}
-            settings = {**plan.get("settings", {}), **parse_overrides(overrides or [])}
-            settings |= {k: v for k, v in (("layer", layer), ("seed", seed)) if v is not None}
-            plan["settings"] = settings
-            if stop:
-                plan["stop"] = {**plan.get("stop", {}), **parse_overrides(stop)}
-            method = str(plan.get("method", "rome"))
-            build(registry.get(method).Config, settings, f"method '{method}'")
-            if file is None:
-                facts = [_one_fact(prompt, subject, target, true, paraphrase, neighbour)]
-            elif prompt or subject or target or true or paraphrase or neighbour:
-                raise ConfigError("--file and the options of a single fact exclude each other.", "Give one of them.")
-            else:
-                facts = read_facts(out, file, skip_malformed)
-            from editlab.runs import Plan, check_free, run_folder
+        # All that can be wrong without the model is found before it is loaded.
+        given = load_yaml(config) if config else {}
+        is_plan = bool(given.keys() & PLAN_KEYS)
+        plan: dict[str, Any] = dict(given) if is_plan else {"settings": given}
+        of_plan = plan.pop("model", None)
+        plan |= {k: v for k, v in (("method", method), ("mode", mode), ("batch_size", batch_size)) if v is not None}
+        settings = {**plan.get("settings", {}), **parse_overrides(overrides or [])}
+        settings |= {k: v for k, v in (("layer", layer), ("seed", seed)) if v is not None}
+        plan["settings"] = settings
+        if stop:
+            plan["stop"] = {**plan.get("stop", {}), **parse_overrides(stop)}
+        method = str(plan.get("method", "rome"))
+        build(registry.get(method).Config, settings, f"method '{method}'")
+        if file is None:
+            facts = [_one_fact(prompt, subject, target, true, paraphrase, neighbour)]
+        elif prompt or subject or target or true or paraphrase or neighbour:
+            raise ConfigError("--file and the options of a single fact exclude each other.", "Give one of them.")
+        else:
+            facts = read_facts(out, file, skip_malformed)
+        from editlab.runs import Plan, run_folder
 
-            batch = build(Plan, plan, "the run")
-            if run is not None:
-                check_free(run)
+        batch = build(Plan, plan, "the run")
+        lm = checkpoint.open(out.on_step, of_plan)
+        if settings.get("layer") is not None:
+            lm.adapter.check_layer(int(settings["layer"]))
+        if dry_run:
+            _estimate(out, lm, facts, batch)
+            return
+        folder = run or run_folder("edit", lm.base_hash)
+        if file is None:
+            _edit_one(out, lm, facts[0], method, settings, folder)
+        else:
+            from editlab.runs import run_batch
 
-            from editlab.lm import LM
-
-            lm = LM.from_pretrained(model, dtype=dtype, device=device, on_step=out.on_step)
-            if settings.get("layer") is not None:
-                lm.adapter.check_layer(int(settings["layer"]))
-            if dry_run:
-                _estimate(out, lm, facts, batch)
-                return
-            folder = run or run_folder("edit", lm.base_hash)
-            if file is None:
-                _edit_one(out, lm, facts[0], method, settings, folder)
-            else:
-                from editlab.runs import run_batch
-
-                with interruptible(folder):
-                    result = run_batch(lm, facts, batch, folder, out.on_step)
-                finish(out, lm, method, folder, list(result.reports), list(result.failed), result.stopped)
+            with interruptible(folder):
+                result = run_batch(lm, facts, batch, folder, out.on_step)
+            finish(out, lm, method, folder, list(result.reports), list(result.failed), result.stopped)
 
 
 @contextmanager

@@ -11,21 +11,21 @@ from typing import Any
 
 import typer
 
-from editlab.cli import options
 from editlab.cli.console import Output, size_text
+from editlab.cli.options import spread
 
 
 def register(app: typer.Typer) -> None:
     @app.command()
-    def env(as_json: options.Json = False, quiet: options.Quiet = False) -> None:
+    @spread
+    def env(out: Output) -> None:
         """Show the versions and the machine that results depend on."""
-        with Output(as_json=as_json, quiet=quiet) as out:
-            data = gather()
-            lines = []
-            for section, values in data.items():
-                lines.append(section if values else f"{section}: none")
-                lines += [f"  {_label(key)}: {_shown(key, value)}" for key, value in values.items()]
-            out.result(data, "\n".join(lines))
+        data = gather()
+        lines = []
+        for section, values in data.items():
+            lines.append(section if values else f"{section}: none")
+            lines += [f"  {_label(key)}: {_shown(key, value)}" for key, value in values.items()]
+        out.result(data, "\n".join(lines))
 
 
 def gather() -> dict[str, dict[str, Any]]:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from editlab.cli import options
 from editlab.cli.console import Output, read_facts
+from editlab.cli.options import Checkpoint, new_folder, spread
 
 if TYPE_CHECKING:
     from editlab.evaluation.results import Evaluation
@@ -18,7 +18,10 @@ FAILED_THRESHOLD = 4
 
 def register(app: typer.Typer) -> None:
     @app.command("eval")
+    @spread
     def evaluate(
+        out: Output,
+        checkpoint: Checkpoint,
         pack: Annotated[Path, typer.Argument(metavar="RUN_OR_PACK", help="Run or pack folder.")],
         suite: Annotated[
             Path | None,
@@ -46,61 +49,49 @@ def register(app: typer.Typer) -> None:
             typer.Option("--mode", help="together (as the edits stand) or single (each fact under its own edit)."),
         ] = None,
         seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of intervals and sampled texts.")] = None,
-        model: options.Model = None,
-        dtype: options.Dtype = "float32",
-        device: options.Device = "cpu",
-        threads: options.Threads = None,
-        out_folder: Annotated[
-            Path | None, typer.Option("--out", "-o", help="Folder for the results; default runs/TIME-eval-HASH.")
-        ] = None,
-        as_json: options.Json = False,
-        quiet: options.Quiet = False,
+        folder: Annotated[Path | None, new_folder("Folder for the results; default runs/TIME-eval-HASH.")] = None,
     ) -> None:
         """Measure efficacy, paraphrase, locality, free answers, negation and drift, beside the unedited model."""
         from editlab.config import parse_overrides
         from editlab.evaluation.suite import read_suite
-        from editlab.runs import check_free, run_folder, write_manifest
+        from editlab.runs import run_folder, write_manifest
         from editlab.runs.records import recorded_mode
         from editlab.state.packs import read_pack
 
-        with Output(as_json=as_json, quiet=quiet) as out:
-            settings = read_suite(
-                suite,
-                metrics=metric or None,
-                limit=limit,
-                skip_malformed=skip_malformed,
-                along=along,
-                seed=seed,
-                fail_under=parse_overrides(fail_under) if fail_under else None,
-                fail_over=parse_overrides(fail_over) if fail_over else None,
-            )
-            if out_folder is not None:
-                check_free(out_folder)
-            opened = read_pack(pack)
-            facts = None
-            if settings.facts is not None:
-                facts = read_facts(out, settings.facts, settings.skip_malformed)
+        settings = read_suite(
+            suite,
+            metrics=metric or None,
+            limit=limit,
+            skip_malformed=skip_malformed,
+            along=along,
+            seed=seed,
+            fail_under=parse_overrides(fail_under) if fail_under else None,
+            fail_over=parse_overrides(fail_over) if fail_over else None,
+        )
+        opened = read_pack(pack)
+        facts = None
+        if settings.facts is not None:
+            facts = read_facts(out, settings.facts, settings.skip_malformed)
 
-            from editlab.evaluation.evaluate import evaluate as measure
-            from editlab.lm import LM
+        from editlab.evaluation.evaluate import evaluate as measure
 
-            lm = LM.from_pretrained(model or opened.base_name, dtype=dtype, device=device, on_step=out.on_step)
-            lm.load_edits(pack)
-            found = measure(lm, facts, settings, mode=mode or recorded_mode(pack), on_step=out.on_step)
-            if not found.settings["n_edited"]:
-                out.warn("None of these facts was written by these edits: everything here is side effect.")
-            folder = found.save(out_folder or run_folder("eval", lm.base_hash))
-            config = {"pack": str(pack), **settings.model_dump(mode="json")}
-            write_manifest(folder, lm, "eval", config, {"edits": [], "failed": []})
-            show(out, found)
-            failures = failed_thresholds(found)
-            text = "".join(f"\nFAILED: {failure}" for failure in failures)
-            out.result(
-                {"folder": str(folder), "pack": str(pack), **found.to_json(), "failed": failures},
-                f"Results: {folder}{text}",
-            )
-            if failures:
-                raise typer.Exit(FAILED_THRESHOLD)
+        lm = checkpoint.open(out.on_step, opened.base_name)
+        lm.load_edits(pack)
+        found = measure(lm, facts, settings, mode=mode or recorded_mode(pack), on_step=out.on_step)
+        if not found.settings["n_edited"]:
+            out.warn("None of these facts was written by these edits: everything here is side effect.")
+        folder = found.save(folder or run_folder("eval", lm.base_hash))
+        config = {"pack": str(pack), **settings.model_dump(mode="json")}
+        write_manifest(folder, lm, "eval", config, {"edits": [], "failed": []})
+        show(out, found)
+        failures = failed_thresholds(found)
+        text = "".join(f"\nFAILED: {failure}" for failure in failures)
+        out.result(
+            {"folder": str(folder), "pack": str(pack), **found.to_json(), "failed": failures},
+            f"Results: {folder}{text}",
+        )
+        if failures:
+            raise typer.Exit(FAILED_THRESHOLD)
 
 
 def show(out: Output, found: Evaluation) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from editlab.cli import options
 from editlab.cli.console import Output, table
 from editlab.cli.edit import interruptible
+from editlab.cli.options import Checkpoint, EditedCheckpoint, Seed, new_folder, spread
 from editlab.errors import ConfigError
+from editlab.jsonable import records
 
 if TYPE_CHECKING:
     from editlab.lm import LM
@@ -19,14 +21,43 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[SETTING=VALUE]...", help="Settings over the preset's; 'editlab memory settings VERB'."),
 ]
-Preset = Annotated[str, typer.Option("--preset", help="quick, standard, full or paper.")]
-Kind = Annotated[
-    list[str] | None, typer.Option("--kind", help="Kind of pairs; repeat for several. See editlab/data/stimuli.")
-]
-File = Annotated[Path | None, typer.Option("--file", help="Texts of your own: a text a line, or columns text, foil.")]
-Edits = Annotated[Path | None, typer.Option("--edits", help="Run or pack whose edits are in force.")]
-Run = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; default runs/TIME-memory-HASH.")]
-Estimate = Annotated[bool, typer.Option("--estimate", help="Say what it will take, and stop.")]
+Updates = Annotated[int | None, typer.Option("--updates", min=1, help="Updates of further training on other text.")]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What is studied, and how much of it."""
+
+    preset: Annotated[str, typer.Option("--preset", help="quick, standard, full or paper.")] = "standard"
+    kind: Annotated[
+        list[str] | None, typer.Option("--kind", help="Kind of pairs; repeat for several. See editlab/data/stimuli.")
+    ] = None
+    file: Annotated[
+        Path | None, typer.Option("--file", help="Texts of your own: a text a line, or columns text, foil.")
+    ] = None
+    seed: Seed = 0
+
+    def values(self, overrides: list[str] | None, *, retain: bool = False) -> dict[str, Any]:
+        """Settings of a study."""
+        from editlab.config import parse_overrides
+        from editlab.runs.memory.settings import preset
+
+        if self.kind and self.file is not None:
+            raise ConfigError("--kind and --file exclude each other.", "A file brings its own foils.")
+        values = preset(self.preset, retain=retain) | {"seed": self.seed} | parse_overrides(overrides or [])
+        if self.kind:
+            values["kinds"] = tuple(self.kind)
+        if self.file is not None:
+            values["file"] = str(self.file)
+        return values
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a study goes, if it is carried out."""
+
+    run: Annotated[Path | None, new_folder("Run folder; default runs/TIME-memory-HASH.", may_resume=True)] = None
+    estimate: Annotated[bool, typer.Option("--estimate", help="Say what it will take, and stop.")] = False
 
 
 def register(app: typer.Typer) -> None:
@@ -45,95 +76,50 @@ def register(app: typer.Typer) -> None:
 
 def _register_studies(memory: typer.Typer) -> None:
     @memory.command()
+    @spread
     def recognize(
-        overrides: Overrides = None, preset: Preset = "standard", kind: Kind = None, file: File = None,
-        seed: options.Seed = 0, model: options.Model = None, edits: Edits = None, device: options.Device = "cpu",
-        threads: options.Threads = None, run: Run = None, estimate: Estimate = False, as_json: options.Json = False,
-        quiet: options.Quiet = False,
-    ) -> None:  # fmt: skip
+        out: Output, checkpoint: EditedCheckpoint, texts: Texts, target: Target, overrides: Overrides = None
+    ) -> None:
         """Does the model tell what it studied from what it did not? Two-alternative choice, after each exposure."""
-        values = _study_values(overrides, preset, kind, file, seed)
-        study("recognize", values, model, edits, device, run, estimate, as_json, quiet)
+        study(out, checkpoint, "recognize", texts.values(overrides), target)
 
     @memory.command()
+    @spread
     def recall(
-        overrides: Overrides = None, preset: Preset = "standard", kind: Kind = None, file: File = None,
-        seed: options.Seed = 0, model: options.Model = None, edits: Edits = None, device: options.Device = "cpu",
-        threads: options.Threads = None, run: Run = None, estimate: Estimate = False, as_json: options.Json = False,
-        quiet: options.Quiet = False,
-    ) -> None:  # fmt: skip
+        out: Output, checkpoint: EditedCheckpoint, texts: Texts, target: Target, overrides: Overrides = None
+    ) -> None:
         """Given the first half of a studied text, does the model say the second? Exact, by token, and by ROUGE."""
-        values = {"rouge": True} | _study_values(overrides, preset, kind, file, seed)
-        study("recall", values, model, edits, device, run, estimate, as_json, quiet)
+        study(out, checkpoint, "recall", {"rouge": True} | texts.values(overrides), target)
 
     @memory.command()
+    @spread
     def retain(
-        overrides: Overrides = None, preset: Preset = "standard", kind: Kind = None, file: File = None,
-        updates: Annotated[
-            int | None, typer.Option("--updates", min=1, help="Updates of further training on other text.")
-        ] = None,
-        seed: options.Seed = 0, model: options.Model = None, edits: Edits = None, device: options.Device = "cpu",
-        threads: options.Threads = None, run: Run = None, estimate: Estimate = False, as_json: options.Json = False,
-        quiet: options.Quiet = False,
-    ) -> None:  # fmt: skip
+        out: Output,
+        checkpoint: EditedCheckpoint,
+        texts: Texts,
+        target: Target,
+        overrides: Overrides = None,
+        updates: Updates = None,
+    ) -> None:
         """How long do recognition and recall last while training goes on with other text?"""
-        from editlab.runs.memory.settings import spread
+        from editlab.runs.memory.settings import spread as spread_out
 
-        values = _study_values(overrides, preset, kind, file, seed, retain=True)
+        values = texts.values(overrides, retain=True)
         if updates is not None:
-            values["times"] = spread(updates)
-        study("retain", values, model, edits, device, run, estimate, as_json, quiet)
+            values["times"] = spread_out(updates)
+        study(out, checkpoint, "retain", values, target)
 
 
-def _study_values(
-    overrides: list[str] | None, preset: str, kind: list[str] | None, file: Path | None, seed: int, *,
-    retain: bool = False,
-) -> dict[str, Any]:  # fmt: skip
-    from editlab.config import parse_overrides
-    from editlab.runs.memory.settings import preset as preset_of
-
-    if kind and file is not None:
-        raise ConfigError("--kind and --file exclude each other.", "A file brings its own foils.")
-    values = preset_of(preset, retain=retain) | {"seed": seed} | parse_overrides(overrides or [])
-    if kind:
-        values["kinds"] = tuple(kind)
-    if file is not None:
-        values["file"] = str(file)
-    return values
-
-
-def study(
-    name: str, values: dict[str, Any], model: str | None, edits: Path | None, device: str, run: Path | None,
-    estimate: bool, as_json: bool, quiet: bool,
-) -> None:  # fmt: skip
+def study(out: Output, checkpoint: Checkpoint, name: str, values: dict[str, Any], target: Target) -> None:
     """Carry out a verb of the harness, and show what it found."""
     from editlab.config import build
+    from editlab.runs.memory.verbs import VERBS
 
-    with Output(as_json=as_json, quiet=quiet) as out:
-        from editlab.runs.memory.verbs import VERBS
-
-        settings = build(VERBS[name].settings, values, f"memory {name}")
-        if run is not None and not (run / "journal.jsonl").exists():
-            from editlab.runs import check_free
-
-            check_free(run)
-        lm = load(out, model, edits, device)
-        carry_out(out, lm, name, settings, run, estimate)
+    settings = build(VERBS[name].settings, values, f"memory {name}")
+    carry_out(out, checkpoint.open(out.on_step), name, settings, target)
 
 
-def load(out: Output, model: str | None, edits: Path | None, device: str) -> LM:
-    """The model with the edits of a pack."""
-    from editlab.lm import LM
-
-    lm = LM.from_pretrained(model, device=device, on_step=out.on_step)
-    if edits is not None:
-        lm.load_edits(edits)
-    return lm
-
-
-def carry_out(
-    out: Output, lm: LM, name: str, settings: Any, run: Path | None, estimate: bool = False, force: bool = False
-) -> None:
+def carry_out(out: Output, lm: LM, name: str, settings: Any, target: Target, *, force: bool = False) -> None:
     """Run a verb, or say what it will take."""
     from editlab.runs import run_folder
     from editlab.runs.memory.estimate import cost
@@ -141,11 +127,11 @@ def carry_out(
     from editlab.runs.memory.verbs import VERBS
 
     verb = VERBS[name]
-    if estimate:
+    if target.estimate:
         found = cost(lm, settings, verb.courses(lm, settings, out.on_step), verb.probed(settings))
         out.result({"verb": name, **found.to_record()}, found.text)
         return
-    folder = run or run_folder("memory", lm.base_hash)
+    folder = target.run or run_folder("memory", lm.base_hash)
     with interruptible(folder):
         result = run_memory(lm, verb, settings, folder, out.on_step, force=force, on_cost=lambda text: out.say(text))
     show(out, result, folder)
@@ -153,52 +139,54 @@ def carry_out(
 
 def show(out: Output, result: Any, folder: Path) -> None:
     """A result's table, remarks and headline."""
-    rows = result.to_pandas()
     out.show(result.table())
-    plain = rows.astype(object).where(rows.notna(), None).to_dict("records")
     remarks = result.remarks()
     out.result(
-        {"run": str(folder), "headline": result.headline, "remarks": remarks, "rows": plain},
+        {"run": str(folder), "headline": result.headline, "remarks": remarks, "rows": records(result.to_pandas())},
         "\n".join([result.headline, *remarks, f"Run: {folder}"]),
     )
 
 
 def _register_acquire(memory: typer.Typer) -> None:
     @memory.command()
+    @spread
     def acquire(
+        out: Output,
+        checkpoint: EditedCheckpoint,
+        target: Target,
         overrides: Overrides = None,
         file: Annotated[
             Path | None, typer.Option("--file", help="Passages in the layout 'fictional'; default invented ones.")
         ] = None,
-        seed: options.Seed = 0, model: options.Model = None, edits: Edits = None, device: options.Device = "cpu",
-        threads: options.Threads = None, run: Run = None, estimate: Estimate = False, as_json: options.Json = False,
-        quiet: options.Quiet = False,
-    ) -> None:  # fmt: skip
+        seed: Seed = 0,
+    ) -> None:
         """What does each injection of a passage teach, how deep, and how fast is it lost?"""
         from editlab.config import parse_overrides
 
         values = {"seed": seed} | parse_overrides(overrides or [])
         values |= {"file": str(file)} if file is not None else {}
-        study("acquire", values, model, edits, device, run, estimate, as_json, quiet)
+        study(out, checkpoint, "acquire", values, target)
 
 
 def _register_unlearn(memory: typer.Typer) -> None:
     @memory.command()
+    @spread
     def unlearn(
-        overrides: Overrides = None, seed: options.Seed = 0, model: options.Model = None, edits: Edits = None,
-        device: options.Device = "cpu", threads: options.Threads = None, run: Run = None, estimate: Estimate = False,
-        as_json: options.Json = False, quiet: options.Quiet = False,
-    ) -> None:  # fmt: skip
+        out: Output, checkpoint: EditedCheckpoint, target: Target, overrides: Overrides = None, seed: Seed = 0
+    ) -> None:
         """Study texts, then forget half of them by dampening weights: what goes, what stays, where to stop."""
         from editlab.config import parse_overrides
 
-        values = {"seed": seed} | parse_overrides(overrides or [])
-        study("unlearn", values, model, edits, device, run, estimate, as_json, quiet)
+        study(out, checkpoint, "unlearn", {"seed": seed} | parse_overrides(overrides or []), target)
 
 
 def _register_survive(memory: typer.Typer) -> None:
     @memory.command()
+    @spread
     def survive(
+        out: Output,
+        checkpoint: Checkpoint,
+        target: Target,
         pack: Annotated[
             Path | None,
             typer.Argument(help="Run or pack whose edits are followed; without one, engines teach the same facts."),
@@ -211,79 +199,69 @@ def _register_survive(memory: typer.Typer) -> None:
             typer.Option("--engine", help="train, 'train, matched', or a method; repeat. Default: all that can."),
         ] = None,
         file: Annotated[Path | None, typer.Option("--file", help="Facts to teach, in any layout.")] = None,
-        updates: Annotated[
-            int | None, typer.Option("--updates", min=1, help="Updates of further training on other text.")
-        ] = None,
-        seed: options.Seed = 0, model: options.Model = None, device: options.Device = "cpu",
-        threads: options.Threads = None, run: Run = None, estimate: Estimate = False, as_json: options.Json = False,
-        quiet: options.Quiet = False,
-    ) -> None:  # fmt: skip
+        updates: Updates = None,
+        seed: Seed = 0,
+    ) -> None:
         """How long would this edit last under further fine-tuning? And would training have lasted longer?"""
         from editlab.config import parse_overrides
-        from editlab.runs.memory.settings import spread
+        from editlab.runs.memory.settings import spread as spread_out
 
         values: dict[str, Any] = {"seed": seed} | parse_overrides(setting or [])
         values |= {"engines": tuple(engine)} if engine else {}
         values |= {"file": str(file)} if file is not None else {}
-        values |= {"times": spread(updates)} if updates is not None else {}
+        values |= {"times": spread_out(updates)} if updates is not None else {}
         if pack is not None and file is not None:
             raise ConfigError("A pack brings its own facts.", "Leave --file out.")
         if pack is not None:
             values.setdefault("engines", ("loaded edits",))
-        study("survive", values, model, pack, device, run, estimate, as_json, quiet)
+        study(out, EditedCheckpoint(**vars(checkpoint), edits=pack), "survive", values, target)
 
 
 def _register_calibrate(memory: typer.Typer) -> None:
     @memory.command()
+    @spread
     def calibrate(
-        overrides: Overrides = None, preset: Preset = "standard", kind: Kind = None, file: File = None,
+        out: Output,
+        checkpoint: EditedCheckpoint,
+        texts: Texts,
+        overrides: Overrides = None,
         lr: Annotated[
             list[float] | None, typer.Option("--lr", help="A rate to try; repeat. Default 1e-5 to 1e-3.")
         ] = None,
         aim: Annotated[float, typer.Option("--aim", min=0.01, max=1, help="Exact recall that is enough.")] = 0.9,
-        seed: options.Seed = 0, model: options.Model = None, edits: Edits = None, device: options.Device = "cpu",
-        threads: options.Threads = None, as_json: options.Json = False, quiet: options.Quiet = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """The smallest learning rate at which texts are recalled, on texts that no study reports."""
         from editlab.config import build
+        from editlab.runs.memory.calibrate import GRID
+        from editlab.runs.memory.calibrate import calibrate as sweep
+        from editlab.runs.memory.settings import StudySettings
 
-        values = _study_values(overrides, preset, kind, file, seed)
-        with Output(as_json=as_json, quiet=quiet) as out:
-            from editlab.runs.memory.calibrate import GRID
-            from editlab.runs.memory.calibrate import calibrate as sweep
-            from editlab.runs.memory.settings import StudySettings
-
-            settings = build(StudySettings, values, "memory calibrate")
-            lm = load(out, model, edits, device)
-            found = sweep(lm, settings, tuple(lr) if lr else GRID, aim, out.on_step)
-            cells = [
-                [f"{r['lr']:g}", f"{r['recognition']:.0%}", f"{r['recall']:.0%}", f"{r['drift']:+.2f}"]
-                for r in found.table.to_dict("records")
-            ]
-            out.show(table(["lr", "recognised after one", "recalled at the end", "drift (nats)"], cells))
-            data = {"chosen": found.chosen, "aim": aim, "n": found.items, "points": found.table.to_dict("records")}
-            out.result(data, found.headline)
+        settings = build(StudySettings, texts.values(overrides), "memory calibrate")
+        lm = checkpoint.open(out.on_step)
+        found = sweep(lm, settings, tuple(lr) if lr else GRID, aim, out.on_step)
+        points = found.table.to_dict("records")
+        cells = [
+            [f"{r['lr']:g}", f"{r['recognition']:.0%}", f"{r['recall']:.0%}", f"{r['drift']:+.2f}"] for r in points
+        ]
+        out.show(table(["lr", "recognised after one", "recalled at the end", "drift (nats)"], cells))
+        data = {"chosen": found.chosen, "aim": aim, "n": found.items, "points": points}
+        out.result(data, found.headline)
 
 
 def _register_settings(memory: typer.Typer) -> None:
     @memory.command()
+    @spread
     def settings(
-        verb: Annotated[str, typer.Argument(help="recognize, recall, retain, ...")] = "retain",
-        as_json: options.Json = False,
-        quiet: options.Quiet = False,
+        out: Output, verb: Annotated[str, typer.Argument(help="recognize, recall, retain, ...")] = "retain"
     ) -> None:
         """The settings of a verb, with default, range and meaning."""
         from editlab.config import settings_of
         from editlab.errors import UnknownName, did_you_mean
+        from editlab.runs.memory.verbs import VERBS
 
-        with Output(as_json=as_json, quiet=quiet) as out:
-            from editlab.runs.memory.verbs import VERBS
-
-            if verb not in VERBS:
-                raise UnknownName(f"There is no verb '{verb}'.", did_you_mean(verb, list(VERBS)))
-            rows = settings_of(VERBS[verb].settings)
-            cells = [
-                [r["name"], "" if r["default"] is None else r["default"], r["range"], r["description"]] for r in rows
-            ]
-            out.show(table(["setting", "default", "range", "meaning"], cells))
-            out.result({"verb": verb, "settings": rows})
+        if verb not in VERBS:
+            raise UnknownName(f"There is no verb '{verb}'.", did_you_mean(verb, list(VERBS)))
+        rows = settings_of(VERBS[verb].settings)
+        cells = [[r["name"], "" if r["default"] is None else r["default"], r["range"], r["description"]] for r in rows]
+        out.show(table(["setting", "default", "range", "meaning"], cells))
+        out.result({"verb": verb, "settings": rows})

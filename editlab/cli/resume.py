@@ -8,47 +8,41 @@ from typing import Annotated
 
 import typer
 
-from editlab.cli import options
 from editlab.cli.console import Output
 from editlab.cli.edit import finish, interruptible
+from editlab.cli.options import Checkpoint, spread
 
 
 def register(app: typer.Typer) -> None:
     @app.command()
+    @spread
     def resume(
+        out: Output,
+        checkpoint: Checkpoint,
         run: Annotated[Path, typer.Argument(help="The run's folder.")],
-        model: options.Model = None,
         force: Annotated[
             bool, typer.Option("--force", help="Go on although the model, library or another thing has changed.")
         ] = False,
-        dtype: options.Dtype = "float32",
-        device: options.Device = "cpu",
-        threads: options.Threads = None,
-        as_json: options.Json = False,
-        quiet: options.Quiet = False,
     ) -> None:
         """Go on with a run of 'edit --file' or 'memory': what is done is put back, not done again."""
         from editlab.runs import drop_single_packs, is_finished, read_run, run_batch
 
-        with Output(as_json=as_json, quiet=quiet) as out:
-            if _resume_memory(out, run, model, dtype, device, force):
-                return
-            plan, name, facts = read_run(run)
-            if is_finished(run):
-                drop_single_packs(run)  # a kill may have come between
-                state = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["state_hash"]
-                data = {"run": str(run), "state": "finished", "state_hash": state}
-                out.result(data, f"'{run}' is finished; there is nothing to go on with.")
-                return
-            from editlab.lm import LM
-
-            lm = LM.from_pretrained(model or name, dtype=dtype, device=device, on_step=out.on_step)
-            with interruptible(run):
-                result = run_batch(lm, facts, plan, run, out.on_step, force=force)
-            finish(out, lm, plan.method, run, list(result.reports), list(result.failed), result.stopped)
+        if _resume_memory(out, checkpoint, run, force):
+            return
+        plan, name, facts = read_run(run)
+        if is_finished(run):
+            drop_single_packs(run)  # a kill may have come between
+            state = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["state_hash"]
+            data = {"run": str(run), "state": "finished", "state_hash": state}
+            out.result(data, f"'{run}' is finished; there is nothing to go on with.")
+            return
+        lm = checkpoint.open(out.on_step, name)
+        with interruptible(run):
+            result = run_batch(lm, facts, plan, run, out.on_step, force=force)
+        finish(out, lm, plan.method, run, list(result.reports), list(result.failed), result.stopped)
 
 
-def _resume_memory(out: Output, run: Path, model: str | None, dtype: str, device: str, force: bool) -> bool:
+def _resume_memory(out: Output, checkpoint: Checkpoint, run: Path, force: bool) -> bool:
     """Go on with a study of memory; False if the folder is none."""
     from editlab.runs import is_finished
     from editlab.runs.memory.run import read_planned
@@ -62,11 +56,10 @@ def _resume_memory(out: Output, run: Path, model: str | None, dtype: str, device
         data = {"run": str(run), "state": "finished", "state_hash": state}
         out.result(data, f"'{run}' is finished; there is nothing to go on with.")
         return True
-    from editlab.cli.memory import carry_out
-    from editlab.lm import LM
+    from editlab.cli.memory import Target, carry_out
 
-    lm = LM.from_pretrained(model or planned.model, dtype=dtype, device=device, on_step=out.on_step)
+    lm = checkpoint.open(out.on_step, planned.model)
     if planned.edits is not None:
         lm.load_edits(planned.edits)
-    carry_out(out, lm, planned.verb.name, planned.settings, run, force=force)
+    carry_out(out, lm, planned.verb.name, planned.settings, Target(run), force=force)
     return True

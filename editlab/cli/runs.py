@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from editlab.cli import options
 from editlab.cli.console import Output
 from editlab.cli.eval import show as show_evaluation
+from editlab.cli.options import Seed, spread
 
 Folder = Annotated[Path, typer.Argument(help="Folder that 'editlab eval' wrote.")]
 
@@ -19,35 +19,33 @@ def register(app: typer.Typer) -> None:
     app.add_typer(runs, name="runs")
 
     @runs.command()
-    def show(folder: Folder, as_json: options.Json = False, quiet: options.Quiet = False) -> None:
+    @spread
+    def show(out: Output, folder: Folder) -> None:
         """Show an evaluation again."""
         from editlab.evaluation.results import Evaluation
 
-        with Output(as_json=as_json, quiet=quiet) as out:
-            found = Evaluation.load(folder)
-            show_evaluation(out, found)
-            out.result({"folder": str(folder), **found.to_json()})
+        found = Evaluation.load(folder)
+        show_evaluation(out, found)
+        out.result({"folder": str(folder), **found.to_json()})
 
     @runs.command()
-    def compare(
-        a: Folder, b: Folder, seed: options.Seed = 0, as_json: options.Json = False, quiet: options.Quiet = False
-    ) -> None:
+    @spread
+    def compare(out: Output, a: Folder, b: Folder, seed: Seed = 0) -> None:
         """Compare two evaluations metric by metric, with a paired test over the facts that both have."""
         from editlab.evaluation.compare import compare as compare_evaluations
         from editlab.evaluation.results import Evaluation
 
-        with Output(as_json=as_json, quiet=quiet) as out:
-            found = compare_evaluations(Evaluation.load(a), Evaluation.load(b), seed=seed)
-            for remark in found.remarks:
-                out.warn(remark)
-            out.show(found.table())
-            different = {name: list(values) for name, values in found.settings.items()}
-            out.result(
-                {
-                    "a": str(a),
-                    "b": str(b),
-                    "differences": [d.to_record() for d in found.differences],
-                    "settings": different,
-                },
-                "".join(f"{name}: {x} | {y}\n" for name, (x, y) in found.settings.items()).rstrip(),
-            )
+        found = compare_evaluations(Evaluation.load(a), Evaluation.load(b), seed=seed)
+        for remark in found.remarks:
+            out.warn(remark)
+        out.show(found.table())
+        different = {name: list(values) for name, values in found.settings.items()}
+        out.result(
+            {
+                "a": str(a),
+                "b": str(b),
+                "differences": [d.to_record() for d in found.differences],
+                "settings": different,
+            },
+            "".join(f"{name}: {x} | {y}\n" for name, (x, y) in found.settings.items()).rstrip(),
+        )

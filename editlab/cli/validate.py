@@ -8,14 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
-from editlab.cli import options
 from editlab.cli.console import Output
+from editlab.cli.options import spread
 from editlab.errors import RequestError
 
 
 def register(app: typer.Typer) -> None:
     @app.command()
+    @spread
     def validate(
+        out: Output,
         file: Annotated[
             Path,
             typer.Argument(
@@ -23,27 +25,24 @@ def register(app: typer.Typer) -> None:
             ),
         ],
         method: Annotated[str, typer.Option("--method", help="Whose settings a .yaml file holds.")] = "rome",
-        as_json: options.Json = False,
-        quiet: options.Quiet = False,
     ) -> None:
         """Check a file and list all its problems; exit code 2 if there is one."""
-        with Output(as_json=as_json, quiet=quiet) as out:
-            if file.is_dir():
-                from editlab.state.packs import read_pack
+        if file.is_dir():
+            from editlab.state.packs import read_pack
 
-                pack = read_pack(file)
-                out.result(
-                    {"file": str(file), "kind": "pack", "edits": len(pack)},
-                    f"{file}: an edit pack with {len(pack)} edits for {pack.base_name}.",
-                )
-            elif file.suffix in (".yaml", ".yml"):
-                from editlab import registry
-                from editlab.config import build, load_yaml
+            pack = read_pack(file)
+            out.result(
+                {"file": str(file), "kind": "pack", "edits": len(pack)},
+                f"{file}: an edit pack with {len(pack)} edits for {pack.base_name}.",
+            )
+        elif file.suffix in (".yaml", ".yml"):
+            from editlab import registry
+            from editlab.config import build, load_yaml
 
-                build(registry.get(method).Config, load_yaml(file), f"method '{method}'")
-                out.result({"file": str(file), "kind": "settings"}, f"{file}: settings of {method} are valid.")
-            else:
-                _records(out, file)
+            build(registry.get(method).Config, load_yaml(file), f"method '{method}'")
+            out.result({"file": str(file), "kind": "settings"}, f"{file}: settings of {method} are valid.")
+        else:
+            _records(out, file)
 
 
 def _records(out: Output, file: Path) -> None:

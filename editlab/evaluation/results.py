@@ -15,6 +15,7 @@ from editlab.display import html_table
 from editlab.errors import ConfigError
 from editlab.evaluation import metrics
 from editlab.evaluation.statistics import Estimate
+from editlab.jsonable import finite
 from editlab.state.files import write_json, write_whole
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ class Evaluation:
         return {
             "schema_version": 1,
             "settings": dict(self.settings),
-            "metrics": [_finite(line.to_record()) for line in self.lines],
+            "metrics": [finite(line.to_record()) for line in self.lines],
         }
 
     @classmethod
@@ -186,10 +187,6 @@ def _line(record: Mapping[str, Any]) -> Line:
         return Estimate(mean, low, high, int(record[f"{state}_n"]), str(record[f"{state}_method"]))
 
     return Line(record["metric"], side("base"), side("edited"))
-
-
-def _finite(record: dict[str, Any]) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
 
 
 def _cells(line: Line) -> tuple[str, ...]:

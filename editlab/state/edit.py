@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from editlab.errors import EditlabError
+from editlab.jsonable import finite
 from editlab.state.hashes import tensor_sha256
 
 
@@ -191,7 +191,7 @@ class Edit:
             "routing": None if self.routing is None else _as_json(self.routing, f"The routing of {self.method}"),
             "config": _as_json(self.config, f"The config of {self.method}"),
             "requests": _as_json(self.requests, f"A request of {self.method}"),
-            "info": _as_json(_finite_or_none(self.info), f"The diagnostics of {self.method}"),
+            "info": _as_json(finite(self.info), f"The diagnostics of {self.method}"),
             "deltas": dict(self.deltas),
             "tensors": {name: t.detach().to("cpu", copy=True).contiguous() for name, t in self.tensors.items()},
         }
@@ -231,11 +231,3 @@ def _as_json(value: Any, what: str) -> Any:
         raise EditlabError(
             f"{what} cannot be stored as JSON: {error}.", "Use strings, finite numbers, lists and dicts."
         ) from None
-
-
-def _finite_or_none(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {k: _finite_or_none(v) for k, v in value.items()}
-    return [_finite_or_none(v) for v in value] if isinstance(value, list | tuple) else value
