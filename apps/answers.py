@@ -120,9 +120,3 @@ def _work(twin: LM, count: int, prompt: str, max_new_tokens: int, sample: int) -
         return Answer(twin.generate(prompt, max_new_tokens, on_step=on_step, **options)[0], tokens)
 
     return work
-
-
-def as_chat(lm: LM, prompt: str) -> str:
-    """The prompt as one turn of a conversation, in the model's own template."""
-    turns = [{"role": "user", "content": prompt}]
-    return str(lm.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))

@@ -121,6 +121,14 @@ class Reader:
         """
         return tokenize(self.tokenizer, text, self.sink if sink or (special and self.adds_bos) else None)
 
+    def as_chat(self, text: str) -> str:
+        """The text as one turn of a conversation, in the tokenizer's own template, up to where its answer begins.
+
+        It has its special tokens in it: encode it with `tokens(..., special=False)`.
+        """
+        turns = [{"role": "user", "content": text}]
+        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
     def encode(
         self, texts: str | Sequence[str], *, pad: Literal["left", "right"] = "left", sink: bool = False
     ) -> Batch:

@@ -26,8 +26,11 @@ ASKS = {
     "retain": "Retention: both, while training goes on with other text",
     "survive": "Survival: edits against training, under further training",
     "acquire": "Acquisition: passages injected into training",
+    "order": "Order: which of two passages came first (a control)",
+    "unlearn": "Forgetting: half of what was studied, by dampening weights",
 }
 STUDIES = ("recognize", "recall", "retain")
+AFTER_STUDY = {"order": "Pairs of passages", "unlearn": "Pairs in all"}
 
 
 def page() -> None:
@@ -98,12 +101,18 @@ def _study_fields(verb: str) -> dict[str, Any]:
 
 def _other_fields(lab: session.Lab, verb: str) -> dict[str, Any]:
     columns = st.columns(3)
-    lr = columns[0].number_input("Learning rate", 1e-6, 1e-1, 1e-4, 1e-4, "%g", **links.bound("me_lr"))
+    begins = 3e-4 if verb in AFTER_STUDY else 1e-4
+    lr = columns[0].number_input("Learning rate", 1e-6, 1e-1, begins, 1e-4, "%g", **links.bound("me_lr"))
     seeds = columns[1].number_input("Seeds", 1, 10, 1, **links.bound("me_seeds"))
+    values: dict[str, Any] = {"lr": float(lr), "seeds": int(seeds)}
+    if verb in AFTER_STUDY:
+        exposures = columns[2].number_input("Exposures", 1, 50, 3, **links.bound("me_k"))
+        size = st.number_input(AFTER_STUDY[verb], 4, 200, 16, **links.bound("me_n"))
+        return values | {"exposures": int(exposures), "items": int(size)}
     fill = columns[2].number_input("Updates on other text", 3, 1000, 20, **links.bound("me_fill"))
     if verb == "acquire":
-        return {"lr": float(lr), "seeds": int(seeds), "after": int(fill)}
-    values = {"lr": float(lr), "seeds": int(seeds), "times": spread(int(fill))}
+        return values | {"after": int(fill)}
+    values["times"] = spread(int(fill))
     if lab.lm.ledger.active:
         st.caption("The facts of your ledger are followed.")
         return values | {"engines": ("loaded edits",)}

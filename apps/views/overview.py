@@ -73,7 +73,7 @@ def _try_it(lab: session.Lab) -> None:
         st.session_state[SAMPLE] = st.session_state.get(SAMPLE, 0) + 1  # each press draws another one
     sample = 0 if greedy else st.session_state[SAMPLE]
     with errors.shown():
-        text = answers.as_chat(lab.lm, prompt) if in_chat and has_chat else prompt
+        text = lab.lm.as_chat(prompt) if in_chat and has_chat else prompt
         models = {BASE: lab.plain} | ({EDITED: lab.lm} if lab.lm.ledger.active else {})
         said = {name: answers.ask(lab, name, lm, text, tokens, sample=sample) for name, lm in models.items()}
         states = {name: answer for name, answer in said.items() if answer is not None}

@@ -68,6 +68,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(memory, name="memory")
     _register_studies(memory)
     _register_acquire(memory)
+    _register_order(memory)
     _register_unlearn(memory)
     _register_survive(memory)
     _register_calibrate(memory)
@@ -166,6 +167,27 @@ def _register_acquire(memory: typer.Typer) -> None:
         values = {"seed": seed} | parse_overrides(overrides or [])
         values |= {"file": str(file)} if file is not None else {}
         study(out, checkpoint, "acquire", values, target)
+
+
+def _register_order(memory: typer.Typer) -> None:
+    @memory.command()
+    @spread
+    def order(
+        out: Output,
+        checkpoint: EditedCheckpoint,
+        target: Target,
+        overrides: Overrides = None,
+        file: Annotated[
+            Path | None, typer.Option("--file", help="Text that passages are from; default invented events.")
+        ] = None,
+        seed: Seed = 0,
+    ) -> None:
+        """Which of two passages came first? With the text in sight, without it, and after studying it (a control)."""
+        from editlab.config import parse_overrides
+
+        values = {"seed": seed} | parse_overrides(overrides or [])
+        values |= {"file": str(file)} if file is not None else {}
+        study(out, checkpoint, "order", values, target)
 
 
 def _register_unlearn(memory: typer.Typer) -> None:

@@ -30,6 +30,7 @@ STUDIES: dict[str, dict[str, dict[str, Any]]] = {
         "retain": preset("standard", retain=True),
         "survive": {"engines": ("train", "train, matched", *METHODS), "items": 12, "lr": 1e-4, "filler_lr": 3e-4},
         "acquire": {"seeds": 1},
+        "order": {"seeds": 1},
     },
     "factworld-llama": {
         "retain": preset("standard", retain=True) | {"lr": 1e-3, "exposures": 10, "items": 32},
@@ -51,7 +52,7 @@ def main() -> None:
     args = parser.parse_args()
     for name in args.model or MODELS:
         lm = LM.from_pretrained(name)
-        for study in args.studies:
+        for study in (s for s in args.studies if s in STUDIES[name]):
             carry_out(lm, name, study, args.root / f"{name}-{study}")
 
 

@@ -68,6 +68,17 @@ def test_texts_and_edits_of_ones_own(cli: Cli, model: Callable[..., Path], run_o
     assert manifest["state_hash"] != manifest["base"]["hash"]
 
 
+def test_order_asks_about_texts_of_ones_own(cli: Cli, model: Callable[..., Path], tmp_path: Path) -> None:
+    book = tmp_path / "book.txt"
+    book.write_text(" ".join(f"Sentence {i} of it is a short one." for i in range(40)))
+    small = ["items=4", "words=64", "length=8", "exposures=1", "seeds=1", "block=32", "-m", model(), "--json", "-q"]
+    ended = cli("memory", "order", "--file", book, *small)
+    assert ended.code == 0, ended
+    assert "letters cancelled" in ended.data["headline"] and ended.data["rows"][0]["chance"] == 0.5
+    refused = cli("memory", "order", "length=80", *small[:2], "-m", model(), "-q")
+    assert refused.code == 2 and "more than four times" in refused.err
+
+
 def test_every_setting_is_listed(cli: Cli) -> None:
     ended = cli("memory", "settings", "retain")
     assert ended.code == 0 and "counterbalance" in ended.out and "opt_state" in ended.out

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from editlab.data.stimuli import KINDS, filler, invented_passages, overlaps, read_stimuli, stimuli
+from editlab.data.stimuli.segments import bin_edges, ordered_pairs
 from editlab.errors import ConfigError, UnknownName
 
 
@@ -83,3 +84,31 @@ def test_passages_answer_their_probes() -> None:
         for prompt in (*passage.gen_input, *passage.hard_gen_input):
             assert all(prompt not in text for text in (passage.train_context, *passage.paraphrases))
         assert len(set(passage.paraphrases)) == 9
+
+
+def test_passages_stand_in_their_text_in_the_order_that_is_said() -> None:
+    found = ordered_pairs(40, 7, words=150, length=20)
+    assert len(found) == 40 and found == ordered_pairs(40, 7) != ordered_pairs(40, 8)
+    assert len({p.excerpt for p in found}) == 10 == len({p.index for p in found})
+    edges = bin_edges(150, 20)
+    for i, p in enumerate(found):
+        words = p.excerpt.split()
+        a, b = len(p.excerpt.partition(p.first)[0].split()), len(p.excerpt.partition(p.second)[0].split())
+        assert p.bin == i % 4 and edges[p.bin] <= p.distance == b - a < edges[p.bin + 1]
+        assert words[a : a + 20] == p.first.split() and words[b : b + 20] == p.second.split()
+        assert b >= a + 20 and 150 <= len(words) < 170
+        for start in (a, b):  # where a sentence begins
+            assert start == 0 or words[start - 1].endswith(".")
+
+
+def test_passages_of_a_book_of_ones_own(tmp_path: Path) -> None:
+    book = tmp_path / "book.txt"
+    sentences = [f"Number {i} is what this sentence of the book tells about." for i in range(80)]
+    book.write_text("\n\n".join(" ".join(sentences[i : i + 4]) for i in range(0, 80, 4)))
+    found = ordered_pairs(12, words=120, length=10, source=str(book))
+    assert {p.bin for p in found} == {0, 1, 2, 3}
+    for p in found:
+        assert int(p.first.split()[1]) < int(p.second.split()[1])
+    for settings, words in (({"n": 400}, "400 are needed"), ({"n": 4, "length": 40}, "too long")):
+        with pytest.raises(ConfigError, match=words):
+            ordered_pairs(**{"words": 120, "length": 10, "source": str(book)} | settings)

@@ -11,7 +11,7 @@ from editlab.errors import ConfigError
 
 WORDS = (10, 14)  # fewer make no filler; a longer sentence is cut
 _SHARED = 8  # words in a row that a filler sentence must not share with a stimulus
-_END = re.compile(r"(?<=[a-z]{3}[.!?]) +(?=[A-Z])")
+SENTENCE_END = re.compile(r"(?<=[a-z]{3}[.!?]) +(?=[A-Z])")
 
 
 def filler(n: int, seed: int = 0, source: str = FACTBOOK, *, apart_from: Iterable[str] = ()) -> tuple[str, ...]:
@@ -25,7 +25,7 @@ def filler(n: int, seed: int = 0, source: str = FACTBOOK, *, apart_from: Iterabl
         ConfigError: the source has fewer sentences.
     """
     known = _grams(apart_from)
-    sentences = [s.split() for passage in load_corpus(source).passages for s in _END.split(passage)]
+    sentences = [s.split() for passage in load_corpus(source).passages for s in SENTENCE_END.split(passage)]
     cut = {" ".join(words[: WORDS[1]]): None for words in sentences if len(words) >= WORDS[0]}
     found = [text for text in cut if not known or not _grams([text]) & known]
     if len(found) < n:

@@ -6,6 +6,8 @@ from editlab.runs.memory.acquire import AcquireSettings, acquire_courses
 from editlab.runs.memory.acquired import AcquireResult
 from editlab.runs.memory.curves import StudyResult
 from editlab.runs.memory.lasting import SurviveResult
+from editlab.runs.memory.order import OrderSettings, order_courses
+from editlab.runs.memory.ordered import OrderResult
 from editlab.runs.memory.run import Verb
 from editlab.runs.memory.settings import StudySettings
 from editlab.runs.memory.study import study_courses
@@ -18,5 +20,6 @@ VERBS: dict[str, Verb] = {
 } | {
     "acquire": Verb("acquire", AcquireSettings, acquire_courses, AcquireResult, lambda s: 15 * (3 * s.passages + 1)),
     "unlearn": Verb("unlearn", UnlearnSettings, unlearn_courses, UnlearnResult, lambda s: 2 * s.items * len(s.alphas)),
+    "order": Verb("order", OrderSettings, order_courses, OrderResult, lambda s: 24 * s.items),
     "survive": Verb("survive", SurviveSettings, survive_courses, SurviveResult, lambda s: 8 * s.items),
 }

@@ -1,0 +1,142 @@
+"""What `order` found: accuracy by condition and distance, with what the letters would give alone."""
+
+from __future__ import annotations
+
+import html
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from editlab.data.stimuli.segments import bin_edges
+from editlab.evaluation.statistics import Estimate, estimate_nested
+from editlab.probes.memory.order import CHANCE, LEAST_MASS
+from editlab.runs.memory.curves import aligned, share_text
+from editlab.runs.memory.order import CONDITIONS, OrderSettings
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+MEASURES = ("debiased", "raw", "says_a", "association", "recency", "bias")
+
+
+@dataclass(frozen=True)
+class OrderResult:
+    """Rows: one per seed, condition and pair of passages.
+
+    Attributes:
+        aborted: courses that had to end, and why.
+    """
+
+    rows: pd.DataFrame
+    settings: OrderSettings
+    model: str
+    aborted: tuple[tuple[str, str], ...] = ()
+
+    @cached_property
+    def curve(self) -> pd.DataFrame:
+        """Long table: condition, distance ("all", or words of a bin), measure, mean, low, high, n, seeds, chance."""
+        out = []
+        for condition in (c for c in CONDITIONS if c in set(self.rows["condition"])):
+            rows = self.rows[self.rows["condition"] == condition]
+            for distance, group in [("all", rows), *((self.bins[int(str(b))], g) for b, g in rows.groupby("bin"))]:
+                for measure in (m for m in MEASURES if group[m].notna().all()):
+                    e = _nested(group, measure)
+                    numbers = {"mean": e.mean, "low": e.low, "high": e.high, "n": e.n, "seeds": group["seed"].nunique()}
+                    chance = 0.0 if measure == "bias" else CHANCE
+                    where = {"condition": condition, "distance": distance, "measure": measure}
+                    out.append({**where, **numbers, "chance": chance})
+        return pd.DataFrame(out)
+
+    @property
+    def bins(self) -> list[str]:
+        """The distances, in words: "20 to 37"."""
+        edges = [math.ceil(e) for e in bin_edges(self.settings.words, self.settings.length)]
+        return [f"{a} to {b - 1}" for a, b in pairwise(edges[:-1])] + [f"{edges[-2]} or more"]
+
+    def value(self, condition: str, measure: str = "debiased", distance: str = "all") -> Estimate:
+        """One number; NaN where there is none."""
+        c = self.curve
+        found = c[(c["condition"] == condition) & (c["measure"] == measure) & (c["distance"] == distance)]
+        if found.empty:
+            return Estimate(float("nan"), float("nan"), float("nan"), 0)
+        r = found.iloc[0]
+        return Estimate(r["mean"], r["low"], r["high"], int(r["n"]))
+
+    @cached_property
+    def effect(self) -> Estimate:
+        """Debiased accuracy of studied less none, pair by pair: what study adds."""
+        wide = self.rows.pivot(index=["seed", "item"], columns="condition", values="debiased")
+        if "studied" not in wide:
+            return Estimate(float("nan"), float("nan"), float("nan"), 0)
+        gain = (wide["studied"] - wide["none"]).dropna()
+        return estimate_nested([g.to_list() for _, g in gain.groupby("seed")])
+
+    @property
+    def headline(self) -> str:
+        """One sentence with the numbers that matter."""
+        told = ", ".join(f"{c} {share_text(self.value(c))}" for c in CONDITIONS if self.value(c).n)
+        n, seeds = self.value("none").n, self.rows["seed"].nunique()
+        return (
+            f"Order of two passages, letters cancelled: {told} (chance 50 %, n = {n} pairs, {seeds} seeds); the letter "
+            f"A is preferred in {self.value('none', 'says_a').mean:.0%} of questions without the text."
+        )
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The curve."""
+        return self.curve
+
+    def table(self) -> str:
+        """Accuracy by condition and distance."""
+        cells = []
+        for (condition, distance), rows in self.curve.groupby(["condition", "distance"], sort=False):
+            by = rows.set_index("measure")
+            found = {m: Estimate(*by.loc[m, ["mean", "low", "high", "n"]]) for m in MEASURES if m in by.index}
+            shares = [share_text(found[m]) if m in found else "-" for m in MEASURES[:-1]]
+            cells.append([condition, distance, *shares, f"{found['bias'].mean:+.2f}"])
+        heads = ["debiased", "raw", "says A", "by association", "first is likelier", "bias to A (nats)"]
+        return aligned(["condition", "words apart", *heads], cells)
+
+    def figures(self) -> dict[str, go.Figure]:
+        """By name."""
+        from editlab.viz.memory_order import memory_order
+
+        return {"order": memory_order(self)}
+
+    def plot(self) -> go.Figure:
+        """Accuracy by distance, and the bias to a letter."""
+        return self.figures()["order"]
+
+    def remarks(self) -> list[str]:
+        """What a reader must know of the numbers."""
+        says = [f"{name}: ended early, {why}." for name, why in self.aborted]
+        e = self.effect
+        if e.n:
+            says.append(f"Study adds {e.mean:+.1%} ({e.low:+.1%} to {e.high:+.1%}) to debiased accuracy, pair by pair.")
+        loss = self.rows.groupby("condition")["text_loss"].mean()
+        if "studied" in loss:
+            says.append(
+                f"The texts cost {loss['none']:.2f} nats a token before the study and {loss['studied']:.2f} after."
+            )
+        for condition, mass in self.rows.groupby("condition", sort=False)["mass"].mean().items():
+            if mass < LEAST_MASS:
+                says.append(
+                    f"Asked '{condition}', both letters together get only {mass:.1%}: the model answers something else."
+                )
+        says.append(
+            "First is likelier: a control that must stay near one half; so must 'none' where events are invented."
+        )
+        if self.rows["seed"].nunique() == 1:
+            says.append("One seed: intervals are over pairs only, with no run-to-run variance.")
+        return says
+
+    def _repr_html_(self) -> str:
+        notes = "".join(f"<li>{html.escape(r)}</li>" for r in self.remarks())
+        return f"<p>{html.escape(self.headline)}</p><ul>{notes}</ul>{self.curve.to_html(index=False)}"
+
+
+def _nested(group: pd.DataFrame, measure: str) -> Estimate:
+    return estimate_nested([g.astype(float).to_list() for _, g in group.groupby("seed")[measure]])
