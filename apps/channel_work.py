@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,10 @@ def scanning(lm: LM, settings: Mapping[str, Any], root: Path) -> Callable[[OnSte
         config = build(Config, settings, "the scan")
         found = scan(twin, config, on_step)
         rows = found.to_pandas(limit=None)
-        figures = {f"scan-{mode}": found.plot(mode) for mode in config.modes}
-        return Ran(
-            _write(twin, config.model_dump(mode="json"), rows, found.headline, root, figures), Scanned(found, state)
-        )
+        plots = {f"scan-{mode}": partial(found.plot, mode) for mode in config.modes}
+        folder, said = run_folder("channels", twin.base_hash, root), {"headline": found.headline}
+        write_table(folder, twin, "channels", config.model_dump(mode="json"), rows, said, plots)
+        return Ran(folder, Scanned(found, state))
 
     return work
 
@@ -69,7 +70,8 @@ def testing(
         task = asked["task"]
         made = prompts_of(twin, task, asked["prompts"], length=asked["length"], seed=asked["seed"])
         tests: Verdicts = causal.verify(twin, channels, made, found.scan, config, on_step, task=TASKS[task])
-        folder = _write(twin, dict(asked), tests.to_pandas(), tests.headline, root, {"effects": tests.plot()})
+        folder, said = run_folder("channels", twin.base_hash, root), {"headline": tests.headline}
+        write_table(folder, twin, "channels", dict(asked), tests.to_pandas(), said, {"effects": tests.plot})
         return Ran(folder, tests)
 
     return work
@@ -108,11 +110,3 @@ def trial(lm: LM, part: Part, alpha: float, prompt: str, task: str, length: int)
         return Trial(part, alpha, pd.DataFrame(rows), (answers[0], answers[1]))
 
     return work
-
-
-def _write(
-    lm: LM, config: Mapping[str, Any], rows: pd.DataFrame, headline: str, root: Path, figures: Mapping[str, Any]
-) -> Path:
-    folder = run_folder("channels", lm.base_hash, root)
-    extra = {"headline": headline, "model_edits": [entry.id for entry in lm.ledger.active]}
-    return write_table(folder, lm, "channels", config, rows, extra, figures)

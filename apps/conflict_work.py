@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,10 @@ def analyse(lm: LM, cases: Sequence[Case], settings: ItemSettings, root: Path) -
         behaviour = probe(twin, cases, settings, on_step=on_step)
         heads = map_heads(twin, behaviour.items.split("discovery"), on_step=on_step)
         said = {"headline": f"{behaviour.headline} {heads.headline}", "rejected": behaviour.items.rejected}
-        figures = {"shares": behaviour.plot(), "heads": heads.plot()}
         asked = {"relation": behaviour.items.relation, **settings.model_dump(mode="json")}
-        folder = _written(twin, behaviour.to_pandas(), asked, said, figures, root)
+        folder = run_folder("conflicts", twin.base_hash, root)
+        plots = {"shares": behaviour.plot, "heads": heads.plot}
+        write_table(folder, twin, "conflicts", asked, behaviour.to_pandas(), said, plots)
         return Ran(folder, Analysis(behaviour, heads, parent))
 
     return work
@@ -56,18 +57,11 @@ def measure(
     def work(on_step: OnStep) -> Ran:
         pruning: Pruning = prune(twin, found.behaviour.items, found.heads, settings, ranked=heads, on_step=on_step)
         said: dict[str, Any] = {"headline": pruning.headline, "heads": [head_name(head) for head in heads]}
-        figures = {"pruning": pruning.plot()}
         items = found.behaviour.items
         asked = {"relation": items.relation, **items.settings.model_dump(mode="json")}
         asked |= settings.model_dump(mode="json")
-        return Ran(_written(twin, pruning.to_pandas(), asked, said, figures, root), pruning)
+        folder = run_folder("conflicts", twin.base_hash, root)
+        write_table(folder, twin, "conflicts", asked, pruning.to_pandas(), said, {"pruning": pruning.plot})
+        return Ran(folder, pruning)
 
     return work
-
-
-def _written(
-    lm: LM, rows: Any, config: Mapping[str, Any], said: Mapping[str, Any], figures: Mapping[str, Any], root: Path
-) -> Path:
-    folder = run_folder("conflicts", lm.base_hash, root)
-    edits = [entry.id for entry in lm.ledger.active]
-    return write_table(folder, lm, "conflicts", config, rows, {**said, "model_edits": edits}, figures)

@@ -22,7 +22,7 @@ from editlab.facts import Fact
 from editlab.lm import LM
 from editlab.probes.routing import Routing
 from editlab.probes.trace import Config, trace_many
-from editlab.probes.trace_results import Trace, TraceAverage
+from editlab.probes.trace_results import Trace
 from editlab.progress import OnStep, StepInfo
 from editlab.report import EditReport
 from editlab.runs import (
@@ -37,7 +37,7 @@ from editlab.runs import (
     run_probe,
     write_manifest,
     write_run,
-    write_table,
+    write_trace,
 )
 from editlab.runs.memory.estimate import Cost
 from editlab.runs.memory.estimate import cost as memory_cost_of
@@ -152,7 +152,7 @@ def locate(lm: LM, asked: Mapping[str, Any], settings: Mapping[str, Any], root: 
 
     def work(on_step: OnStep) -> Ran:
         found: Trace = twin.locate(**asked, on_step=on_step, **settings)
-        return Ran(_write_trace(twin, found, root, {"asked": dict(asked)}), found, asked)
+        return Ran(write_trace(run_folder("locate", twin.base_hash, root), twin, found, asked), found, asked)
 
     return work
 
@@ -163,8 +163,7 @@ def locate_many(lm: LM, facts: Sequence[Fact], settings: Mapping[str, Any], root
 
     def work(on_step: OnStep) -> Ran:
         found = trace_many(twin, facts, build(Config, settings, "the trace"), on_step)
-        left_out = [{"fact": fact, "reason": reason} for fact, reason in found.left_out]
-        return Ran(_write_trace(twin, found, root, {"left_out": left_out}), found)
+        return Ran(write_trace(run_folder("locate", twin.base_hash, root), twin, found, {}), found)
 
     return work
 
@@ -201,16 +200,6 @@ def resume_memory(plain: LM, folder: Path) -> Callable[[OnStep], Ran]:
 
 def _memory(twin: LM, verb: Verb, settings: TrainingSettings, folder: Path) -> Callable[[OnStep], Ran]:
     return lambda on_step: Ran(folder, run_memory(twin, verb, settings, folder, on_step))
-
-
-def _write_trace(lm: LM, found: Trace | TraceAverage, root: Path, extra: Mapping[str, Any]) -> Path:
-    folder = run_folder("locate", lm.base_hash, root)
-    said = {"headline": found.headline, "suggested_layers": list(found.suggest_layers())}
-    edits = [entry.id for entry in lm.ledger.active]
-    config = found.config.model_dump(mode="json")
-    rows = found.to_pandas()
-    more, figures = {**said, **extra, "model_edits": edits}, {"trace": found.plot()}
-    return write_table(folder, lm, "locate", config, rows, more, figures, extra.get("asked"))
 
 
 def probe(

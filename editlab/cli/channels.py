@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,6 +49,7 @@ def register(app: typer.Typer) -> None:
         from editlab.probes.channels.parts import Part
         from editlab.probes.channels.scan import LEVELS, Config
         from editlab.probes.channels.scan import scan as scan_model
+        from editlab.runs import run_folder, write_table
 
         config = build(Config, {**parse_overrides(overrides or []), "modes": _modes(mode)}, "the scan")
         if level not in LEVELS:
@@ -58,9 +59,11 @@ def register(app: typer.Typer) -> None:
         found = scan_model(lm, config, out.on_step)
         rows = found.to_pandas(level, limit=top, **only)  # type: ignore[arg-type]
         out.show(_table(rows, ["source", "target", "mode", "score", "rank", "z", "p", "q", "rank1_share", "outlier"]))
-        figures = {f"scan-{m}": found.plot(m) for m in config.modes} if find_spec("plotly") else None
         every = found.to_pandas(level, limit=None, **only)  # type: ignore[arg-type]
-        folder = _write(lm, run, config.model_dump(mode="json"), every, found.headline, figures)
+        settings = config.model_dump(mode="json")
+        folder = run or run_folder("channels", lm.base_hash)
+        plots = {f"scan-{m}": partial(found.plot, m) for m in config.modes}
+        write_table(folder, lm, "channels", settings, every, {"headline": found.headline}, plots)
         out.result(
             {"run": str(folder), "headline": found.headline, "rows": records(rows)},
             f"{found.headline}\n{NOTE}\nRun: {folder}",
@@ -114,6 +117,7 @@ def register(app: typer.Typer) -> None:
         from editlab.probes.channels.scan import Config
         from editlab.probes.channels.scan import scan as scan_model
         from editlab.probes.channels.tasks import TASKS, prompts_of
+        from editlab.runs import run_folder, write_table
 
         if mode not in ("q", "k", "v") or task not in TASKS:
             raise ConfigError(
@@ -137,9 +141,10 @@ def register(app: typer.Typer) -> None:
         )
         columns = ["source", "target", "mode", "status", "edge_base", "edge", "edge_controls95", "node", "n", "why"]
         out.show(_table(shown, columns))
-        figures = {"effects": found.plot()} if find_spec("plotly") else None
-        extra = {**config.model_dump(mode="json"), "task": task, "prompts": prompts, "length": length}
-        folder = _write(lm, run, extra, rows, found.headline, figures)
+        given = {**config.model_dump(mode="json"), "task": task, "prompts": prompts, "length": length}
+        folder = run or run_folder("channels", lm.base_hash)
+        headline = {"headline": found.headline}
+        write_table(folder, lm, "channels", given, rows, headline, {"effects": found.plot})
         out.result(
             {"run": str(folder), "headline": found.headline, "rows": records(rows)},
             f"{found.headline}\nRun: {folder}",
@@ -253,11 +258,3 @@ def _cell(value: Any) -> object:
     if isinstance(value, float):
         return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.3f}"
     return value
-
-
-def _write(lm: LM, run: Path | None, config: dict[str, Any], rows: pd.DataFrame, headline: str, figures: Any) -> Path:
-    from editlab.runs import run_folder, write_table
-
-    folder = run or run_folder("channels", lm.base_hash)
-    extra = {"headline": headline, "model_edits": [entry.id for entry in lm.ledger.active]}
-    return write_table(folder, lm, "channels", config, rows, extra, figures)

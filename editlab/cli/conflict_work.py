@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,11 +11,10 @@ import typer
 
 from editlab.cli.console import Output, table
 from editlab.cli.options import Seed
-from editlab.jsonable import finite, records
+from editlab.jsonable import records
 
 if TYPE_CHECKING:
     import pandas as pd
-    import plotly.graph_objects as go
 
     from editlab.lm import LM
     from editlab.probes.conflicts.items import Items, ItemSettings
@@ -105,14 +103,11 @@ class Work:
         if columns:
             self.out.show(shown(rows, columns))
         folder = self.run or run_folder("conflicts", self.lm.base_hash)
-        figures: dict[str, go.Figure] = (
-            {name: found.plot() for name, found in plotted.items()} if find_spec("plotly") else {}
-        )
         if pack:
             self.lm.save_edits(folder)
-        edits = [entry.id for entry in self.lm.ledger.active]
-        known = {"headline": headline, "model_edits": edits, **extra}
-        write_table(folder, self.lm, "conflicts", finite(self.asked), rows, finite(known), figures)
+        known = {"headline": headline, **extra}
+        plots = {name: found.plot for name, found in plotted.items()}
+        write_table(folder, self.lm, "conflicts", self.asked, rows, known, plots)
         self.out.result(
             {"run": str(folder), "headline": headline, "rows": records(rows), **extra}, f"{headline}\nRun: {folder}"
         )

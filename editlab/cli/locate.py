@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -97,7 +96,9 @@ def register(app: typer.Typer) -> None:
             out.show(table(["layer", "token", "effect", "95 %", "n"], cells))
         edits = None if checkpoint.edits is None else str(checkpoint.edits)
         asked |= {"file": str(file) if file else None, "limit": limit, "edits": edits}
-        folder = _write(lm, found, run, asked)
+        from editlab.runs import run_folder, write_trace
+
+        folder = write_trace(run or run_folder("locate", lm.base_hash), lm, found, asked)
         out.result(
             {
                 "run": str(folder),
@@ -128,15 +129,3 @@ def _map(found: Trace) -> Table:
             Text(repr(text) + mark), Text("".join(cells)), Text(f"{effect[:, i].max():+.1%} at {effect[:, i].argmax()}")
         )
     return shown
-
-
-def _write(lm: Any, found: Trace | TraceAverage, run: Path | None, asked: dict[str, Any]) -> Path:
-    from editlab.runs import run_folder, write_table
-
-    folder = run or run_folder("locate", lm.base_hash)
-    extra: dict[str, Any] = {"headline": found.headline, "suggested_layers": list(found.suggest_layers())}
-    if asked["file"] is None:
-        extra["asked"] = {name: asked[name] for name in ("prompt", "subject", "answer")}
-    figures = {"effects": found.plot()} if find_spec("plotly") else None
-    config = found.config.model_dump(mode="json")
-    return write_table(folder, lm, "locate", config, found.to_pandas(), extra, figures, asked)

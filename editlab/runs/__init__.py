@@ -5,6 +5,7 @@ from editlab.runs.estimate import Estimate, estimate
 from editlab.runs.folder import check_free, note_undone, run_folder, write_manifest, write_run, write_table
 from editlab.runs.measure import FailedRow, edit_and_measure
 from editlab.runs.probe import run_probe
+from editlab.runs.trace import write_trace
 
 __all__ = [
     "BatchResult",
@@ -25,4 +26,5 @@ __all__ = [
     "write_manifest",
     "write_run",
     "write_table",
+    "write_trace",
 ]

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from editlab.errors import ConfigError
+from editlab.jsonable import finite
 from editlab.report import EditReport
 from editlab.state.files import write_json, write_text, write_whole
 from editlab.viz.files import save_figures
@@ -78,19 +80,25 @@ def write_table(
     config: Mapping[str, Any],
     rows: pd.DataFrame,
     extra: Mapping[str, Any],
-    figures: Mapping[str, go.Figure] | None = None,
+    plots: Mapping[str, Callable[[], go.Figure]] | None = None,
     asked: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a run that edited nothing: its rows, its figures (as plotly's JSON) and its manifest.
 
     Args:
+        extra: goes into the manifest, beside the edits that were in force.
+        plots: what draws each figure, where plotly is installed.
         asked: what `config.yaml` has beside the settings, so that passing it on does the same again.
     """
     given = {name: value for name, value in (asked or {}).items() if value is not None}
+    config = finite(config)
     write_config(folder, {**config, **given, "model": lm.name})
-    save_figures(folder, figures or {})
+    if find_spec("plotly"):
+        save_figures(folder, {name: draw() for name, draw in (plots or {}).items()})
     _write_rows(folder, rows)
-    write_manifest(folder, lm, kind, config, {"edits": [], "failed": [], **extra})
+    in_force = [entry.id for entry in lm.ledger.active]
+    known = {"edits": [], "failed": [], "model_edits": in_force, **finite(extra)}
+    write_manifest(folder, lm, kind, config, known)
     return folder
 
 

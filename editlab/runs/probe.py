@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +23,6 @@ def run_probe(
         UnknownName: there is no such probe. ConfigError: a setting is invalid, or there is no prompt.
     """
     found = lm.probe(prompts, name, on_step=on_step, **settings)
-    figures = {name: found.plot()} if find_spec("plotly") else None
-    extra = {"headline": found.headline, "model_edits": [entry.id for entry in lm.ledger.active]}
     config = {"probe": name, "settings": dict(settings), "prompts": list(prompts)}
-    write_table(folder, lm, "probe", config, found.to_pandas(), extra, figures)
+    write_table(folder, lm, "probe", config, found.to_pandas(), {"headline": found.headline}, {name: found.plot})
     return found

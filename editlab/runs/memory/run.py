@@ -24,6 +24,7 @@ from editlab.runs.journal import Journal, alone
 from editlab.runs.memory.course import CHECKPOINT, Course, Row, run_courses
 from editlab.runs.memory.learner import Learner, memory_needed
 from editlab.runs.memory.settings import TrainingSettings
+from editlab.viz.files import save_figures
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -127,9 +128,10 @@ def finish(
     folder: Path, lm: LM, verb: str, settings: TrainingSettings, rows: pd.DataFrame, result: Result, tokens: int
 ) -> None:
     """Write rows, figures and manifest."""
-    figures = result.figures() if find_spec("plotly") else None
     extra = {"verb": verb, "headline": result.headline, "remarks": result.remarks(), "trained_tokens": tokens}
-    write_table(folder, lm, KIND, settings.model_dump(mode="json"), rows, extra, figures)
+    if find_spec("plotly"):
+        save_figures(folder, result.figures())
+    write_table(folder, lm, KIND, settings.model_dump(mode="json"), rows, extra)
 
 
 def _aborted(journal: Journal) -> tuple[tuple[str, str], ...]:
