@@ -1,15 +1,49 @@
-"""Work under way, on the screen: a line with progress and a way to cancel it, kept up to date by a fragment."""
+"""The frame that pages share: their tabs, the command that does the same, work under way, and what it gave.
+
+Work under way is a line with progress and a way to cancel it, kept up to date by a fragment.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import streamlit as st
 
+from . import downloads, links
 from .errors import plain
 from .session import Lab, show_outcome_error
 
 EVERY = "0.7s"
+
+
+def tabs(lab: Lab, key: str, draws: Mapping[str, Callable[[Lab], None]]) -> None:
+    """Tabs by name, of which only the open one is drawn; `key` is their name in a link."""
+    for tab, draw in zip(st.tabs(list(draws), on_change="rerun", **links.bound(key)), draws.values(), strict=True):
+        if tab.open:
+            with tab:
+                draw(lab)
+
+
+def command(text: str) -> Any:
+    """The command line that does the same, folded away; gives its place, for more beside it."""
+    place = st.expander("The same on the command line")
+    place.code(text, language="bash", wrap_lines=True)
+    return place
+
+
+def chart(figure: Any, key: str, alt: str, file: str, **more: Any) -> None:
+    """A figure whose camera button gives a picture called `file`; where `file` is another, it is another chart."""
+    st.plotly_chart(figure, key=f"{key}.{file}", alt=alt, config=downloads.image_options(file), **more)
+
+
+def take_away(run: Path, table: Callable[[], pd.DataFrame], page: Callable[[], str]) -> None:
+    """Buttons for a run: its table, a page with its figures (HTML), and its folder."""
+    downloads.csv("CSV", table, run.name)
+    downloads.html("HTML", page, run.name)
+    downloads.folder("Run folder (zip)", run)
 
 
 def compute_line(lab: Lab) -> None:

@@ -105,8 +105,7 @@ def _form(lab: session.Lab, method: str, facts: list[Fact], flawed: list[cells.F
         if asked:
             lab.start(COST, "Trying the first facts", work.cost(lab.plain, facts, plan))
             st.rerun()
-        with st.expander("The same on the command line"):
-            st.code(commands.batch(lab.lm.name, plan), language="bash", wrap_lines=True)
+        with panel.command(commands.batch(lab.lm.name, plan)):
             downloads.json_lines("facts.jsonl", lambda: facts_file.lines(facts), "facts")
     st.caption("A batch starts from the unedited model; your ledger stays as it is.")
 

@@ -65,12 +65,10 @@ def _trial(lab: session.Lab, part: Part) -> None:
             asked = channel_work.trial(lab.lm, part, float(alpha), prompt, task, int(length))
             lab.start(SLOT, "Scaling a component", asked)
             st.rerun()
-    with st.expander("The same on the command line"):
-        st.code(f"editlab channels edit {part} --scale {alpha:g} --model {lab.lm.name}", language="bash")
-    outcome = lab.outcomes.get(SLOT)
-    if panel.progress(lab, SLOT) or session.show_outcome_error(outcome) or outcome is None:
+    panel.command(f"editlab channels edit {part} --scale {alpha:g} --model {lab.lm.name}")
+    found: channel_work.Trial | None = panel.result(lab, SLOT)
+    if found is None:
         return
-    found: channel_work.Trial = outcome.result
     st.subheader(f"{found.part} times {found.alpha:g}")
     left, right = st.columns(2)
     left.markdown("**As it is**")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import streamlit as st
 
 from editlab.errors import EditlabError
@@ -11,7 +13,7 @@ from editlab.viz.channel_effects import channel_graph
 from editlab.viz.channels import VALUES, composition_map, writers_map
 from editlab.viz.files import page_html
 
-from .. import channel_work, downloads, errors, links, panel, session, work
+from .. import channel_work, errors, links, panel, session, work
 
 SLOT = "channels.scan"
 
@@ -36,16 +38,13 @@ def draw(lab: session.Lab) -> None:
         with errors.shown():
             lab.start(SLOT, "Scanning", channel_work.scanning(lab.lm, {"delta": (int(delta),)}, lab.runs_root))
             st.rerun()
-    with st.expander("The same on the command line"):
-        asked = "" if delta == 0 else f" 'delta=[{delta}]'"
-        st.code(f"editlab channels scan --mode {mode} --level {level} --model {lab.lm.name}{asked}", language="bash")
-    if panel.progress(lab, SLOT) or session.show_outcome_error(lab.outcomes.get(SLOT)):
-        return
+    asked = "" if delta == 0 else f" 'delta=[{delta}]'"
+    panel.command(f"editlab channels scan --mode {mode} --level {level} --model {lab.lm.name}{asked}")
+    hint = "Press Scan all pairs: the map of writers and readers will stand here."
+    ran = panel.result(lab, SLOT, "Nothing scanned yet.", hint)
     found = scanned(lab)
-    if found is None:
-        st.info("Press Scan all pairs: the map of writers and readers will stand here.", title="Nothing scanned yet.")
-        return
-    _result(lab, found.scan, lab.outcomes[SLOT].result, mode, level)
+    if ran is not None and found is not None:
+        _result(found.scan, ran, mode, level)
 
 
 def scanned(lab: session.Lab) -> channel_work.Scanned | None:
@@ -59,7 +58,7 @@ def scanned(lab: session.Lab) -> channel_work.Scanned | None:
     return found
 
 
-def _result(lab: session.Lab, scan: Scan, ran: work.Ran, mode: Mode, level: Level) -> None:
+def _result(scan: Scan, ran: work.Ran, mode: Mode, level: Level) -> None:
     name = ran.folder.name
     st.subheader("Result")
     st.caption(errors.plain(scan.headline))
@@ -73,15 +72,9 @@ def _result(lab: session.Lab, scan: Scan, ran: work.Ran, mode: Mode, level: Leve
         st.dataframe(rows, hide_index=True, alt="Channels by their scores")
     else:
         figure = composition_map(scan, mode, value) if only is None else writers_map(scan, only, mode)
-        st.plotly_chart(
-            figure, key=f"ch_map.{ran.folder.name}", alt=scan.headline, config=downloads.image_options(name)
-        )
+        panel.chart(figure, "ch_map", scan.headline, name)
         f = scan.factors
-        st.plotly_chart(
-            channel_graph(rows, f.n_layers, f.n_heads),
-            key=f"ch_graph.{ran.folder.name}",
-            alt="Heads and their channels",
-        )
+        panel.chart(channel_graph(rows, f.n_layers, f.n_heads), "ch_graph", "Heads and their channels", f"{name}-graph")
         st.dataframe(rows.head(10), hide_index=True, alt="The first ten channels")
     st.caption(
         "p is the share of pairs in the wrong order, which cannot communicate, that score as high. Dotted lines are "
@@ -97,9 +90,8 @@ def _result(lab: session.Lab, scan: Scan, ran: work.Ran, mode: Mode, level: Leve
                 "views/channels.py",
                 {"ch_tab": "Test", "ch_source": rows.iloc[0].source, "ch_target": rows.iloc[0].target},
             )
-        downloads.csv("CSV", lambda: scan.to_pandas(level, limit=None), name)
-        downloads.html("HTML", lambda: page_html("Channels", scan._repr_html_(), [scan.plot(mode)]), ran.folder.name)
-        downloads.folder("Run folder (zip)", ran.folder)
+        every = partial(scan.to_pandas, level, limit=None)
+        panel.take_away(ran.folder, every, lambda: page_html("Channels", scan._repr_html_(), [scan.plot(mode)]))
 
 
 def part_field(lab: session.Lab, label: str, key: str, default: str, needs_component: bool = True) -> Part | None:

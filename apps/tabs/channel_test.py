@@ -9,7 +9,7 @@ from editlab.probes.channels.tasks import TASKS
 from editlab.probes.channels.verdicts import Verdicts
 from editlab.viz.files import page_html
 
-from .. import channel_work, downloads, errors, panel, session, work
+from .. import channel_work, errors, panel, session, work
 from .channel_scan import part_field, scanned
 
 SLOT = "channels.test"
@@ -42,16 +42,12 @@ def draw(lab: session.Lab) -> None:
             channels = [Channel(source, target.whole, mode)]
             lab.start(SLOT, "Testing", channel_work.testing(lab.lm, found, channels, asked, lab.runs_root))
             st.rerun()
-    with st.expander("The same on the command line"):
-        st.code(
-            f"editlab channels test {source} {target} --mode {mode} --task {task} --prompts {prompts} "
-            f"--model {lab.lm.name}",
-            language="bash",
-        )
-    outcome = lab.outcomes.get(SLOT)
-    if panel.progress(lab, SLOT) or session.show_outcome_error(outcome) or outcome is None:
-        return
-    _result(outcome.result)
+    panel.command(
+        f"editlab channels test {source} {target} --mode {mode} --task {task} --prompts {prompts} --model {lab.lm.name}"
+    )
+    ran = panel.result(lab, SLOT)
+    if ran is not None:
+        _result(ran)
 
 
 def _result(ran: work.Ran) -> None:
@@ -71,11 +67,6 @@ def _result(ran: work.Ran) -> None:
     if st.toggle("Show as table", key="ch_test_table"):
         st.dataframe(tests.to_pandas().T.astype(str), alt="All numbers of the test")
     else:
-        name = ran.folder.name
-        st.plotly_chart(
-            tests.plot(), key=f"ch_effects.{name}", alt=tests.headline, config=downloads.image_options(name)
-        )
+        panel.chart(tests.plot(), "ch_effects", tests.headline, ran.folder.name)
     with st.container(horizontal=True):
-        downloads.csv("CSV", tests.to_pandas, ran.folder.name)
-        downloads.html("HTML", lambda: page_html("Channels", tests._repr_html_(), [tests.plot()]), ran.folder.name)
-        downloads.folder("Run folder (zip)", ran.folder)
+        panel.take_away(ran.folder, tests.to_pandas, lambda: page_html("Channels", tests._repr_html_(), [tests.plot()]))

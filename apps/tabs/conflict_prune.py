@@ -32,12 +32,12 @@ def draw(lab: session.Lab, ran: work.Ran) -> None:
     if st.toggle("Show heads as table", key="cf_heads_table"):
         st.dataframe(heads.to_pandas(), hide_index=True, alt="Score of every head, the strongest first")
     else:
-        st.plotly_chart(
+        panel.chart(
             figure,
-            key=f"{CHART}.{name}",
-            alt=heads.headline,
-            config=downloads.image_options(f"{name}-heads"),
-            on_select=lambda: take_clicked(st.session_state, name, heads.mean.shape[0]),
+            CHART,
+            heads.headline,
+            f"{name}-heads",
+            on_select=lambda: take_clicked(st.session_state, f"{name}-heads", heads.mean.shape[0]),
             selection_mode="points",
         )
     st.caption(
@@ -50,10 +50,9 @@ def draw(lab: session.Lab, ran: work.Ran) -> None:
             job = conflict_work.measure(lab.lm, found, direction, chosen, lab.runs_root)
             lab.start(SLOT, "Pruning", job)
             st.rerun()
-    outcome = lab.outcomes.get(SLOT)
-    if panel.progress(lab, SLOT) or session.show_outcome_error(outcome) or outcome is None:
-        return
-    _effect(lab, outcome.result)
+    measured = panel.result(lab, SLOT)
+    if measured is not None:
+        _effect(lab, measured)
 
 
 def take_clicked(state: MutableMapping[Any, Any], name: str, n_layers: int) -> None:
@@ -116,9 +115,7 @@ def _effect(lab: session.Lab, ran: work.Ran) -> None:
     costs = found.costs[found.best.k]
     columns[2].metric("Closed-book recall kept", f"{costs['recall']:.0%}")
     columns[3].metric("Perplexity", f"x {costs['perplexity']:.3f}")
-    st.plotly_chart(
-        pruning_curve(found), key=f"cf_curve.{name}", alt=found.headline, config=downloads.image_options(name)
-    )
+    panel.chart(pruning_curve(found), "cf_curve", found.headline, name)
     st.caption(errors.plain(found.headline))
     if found.safe is None:
         st.warning(

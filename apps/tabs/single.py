@@ -243,5 +243,4 @@ def _take_away(lab: session.Lab, found: work.Preview) -> None:
         )
         figure = edit_probabilities(report)
         downloads.html("HTML", lambda: page_html(fact.text, report._repr_html_(), [figure]), "edit")
-    with st.expander("The same on the command line"):
-        st.code(commands.edit(lab.lm.name, fact, report.entry.edit.method, settings), language="bash", wrap_lines=True)
+    panel.command(commands.edit(lab.lm.name, fact, report.entry.edit.method, settings))

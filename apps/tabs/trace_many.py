@@ -41,9 +41,8 @@ def draw(lab: session.Lab) -> None:
         with errors.shown():
             lab.start(SLOT, "Tracing facts", work.locate_many(lab.lm, facts[: int(count)], settings, lab.runs_root))
             st.rerun()
-    with st.expander("The same on the command line"):
-        file = "facts.jsonl"
-        st.code(commands.locate_file(lab.lm.name, file, int(count), settings), language="bash", wrap_lines=True)
+    file = "facts.jsonl"
+    with panel.command(commands.locate_file(lab.lm.name, file, int(count), settings)):
         if given is None:
             downloads.json_lines(file, lambda: facts_file.lines(facts[: int(count)]), "facts")
     hint = "Press Trace them: the average with its intervals will stand here."
@@ -65,8 +64,7 @@ def _result(ran: work.Ran) -> None:
     if st.toggle("Show as table", key="loc_many_table"):
         st.dataframe(found.to_pandas().dropna(), hide_index=True, alt="Effect by layer and role of the token")
     else:
-        config = downloads.image_options(ran.folder.name)
-        st.plotly_chart(figure, key="loc_many_chart", alt=found.headline, config=config)
+        panel.chart(figure, "loc_many_chart", found.headline, ran.folder.name)
     st.caption(errors.plain(found.headline) + " Bands: 95 % bootstrap intervals over facts.")
     layers = found.suggest_layers()
     with st.container(border=True, horizontal=True, vertical_alignment="center"):
@@ -79,7 +77,5 @@ def _result(ran: work.Ran) -> None:
             rows = [{"fact": fact, "reason": reason} for fact, reason in found.left_out]
             st.dataframe(rows, hide_index=True, alt="Facts that were left out, and why")
     with st.container(horizontal=True):
-        downloads.csv("CSV", found.to_pandas, ran.folder.name)
         title = f"{len(found.effects)} facts"
-        downloads.html("HTML", lambda: page_html(title, found._repr_html_(), [figure]), ran.folder.name)
-        downloads.folder("Run folder (zip)", ran.folder)
+        panel.take_away(ran.folder, found.to_pandas, lambda: page_html(title, found._repr_html_(), [figure]))

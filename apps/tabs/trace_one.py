@@ -49,8 +49,7 @@ def _form(lab: session.Lab) -> tuple[dict[str, Any], dict[str, Any], bool]:
     asked = {"prompt": prompt, "subject": subject, "answer": answer or None}
     settings = trace_form.chosen(lab, kind, values)
     st.caption(_size(lab, prompt, subject, values["samples"]))
-    with st.expander("The same on the command line"):
-        st.code(commands.locate(lab.lm.name, asked, settings), language="bash", wrap_lines=True)
+    panel.command(commands.locate(lab.lm.name, asked, settings))
     return asked, settings, wanted
 
 
@@ -92,11 +91,11 @@ def _result(ran: work.Ran) -> None:
         st.dataframe(found.to_pandas(), hide_index=True, alt="Effect of each layer and token")
     else:
         name = ran.folder.name
-        st.plotly_chart(
+        panel.chart(
             figure,
-            key=f"{CHART}.{name}",
-            alt=found.headline,
-            config=downloads.image_options(name),
+            CHART,
+            found.headline,
+            name,
             on_select=lambda: take_clicked(st.session_state, name, len(found.effect)),
             selection_mode="points",
         )

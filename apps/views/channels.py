@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import streamlit as st
-from editlab_apps import links, session
+from editlab_apps import panel, session
 from editlab_apps.tabs import channel_part, channel_scan, channel_test
 
 TITLE = "Channels"
@@ -21,11 +21,7 @@ def page() -> None:
         "Heads of different layers talk through a few directions of the residual stream. The scan finds such channels "
         "in the weights; only an intervention shows that one does anything."
     )
-    tabs = st.tabs(list(TABS), on_change="rerun", **links.bound("ch_tab"))
-    for tab, draw in zip(tabs, TABS.values(), strict=True):
-        if tab.open:
-            with tab:
-                draw(lab)
+    panel.tabs(lab, "ch_tab", TABS)
 
 
 page()

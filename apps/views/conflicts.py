@@ -41,13 +41,10 @@ def page() -> None:
         "heads decide, and what does pruning them do?"
     )
     _form(lab)
-    outcome = lab.outcomes.get(SLOT)
-    if panel.progress(lab, SLOT) or session.show_outcome_error(outcome):
-        return
-    if outcome is None:
-        st.info("Press Ask: shares of answers and a map of the heads will stand here.", title="Nothing asked yet.")
-        return
-    _result(lab, outcome.result)
+    hint = "Press Ask: shares of answers and a map of the heads will stand here."
+    ran = panel.result(lab, SLOT, "Nothing asked yet.", hint)
+    if ran is not None:
+        _result(lab, ran)
 
 
 def _form(lab: session.Lab) -> None:
@@ -84,9 +81,8 @@ def _form(lab: session.Lab) -> None:
         "Answers are read at the last position, by the model's own next token: no judge. Subjects are split: heads are "
         "found on 30 %, K is chosen on 20 %, pruning is measured on 50 %."
     )
-    with st.expander("The same on the command line"):
-        lines = [commands.conflicts(verb, lab.lm.name, asked, {}) for verb in ("probe", "heads", "prune")]
-        st.code("\n".join(lines), language="bash", wrap_lines=True)
+    verbs = ("probe", "heads", "prune")
+    panel.command("\n".join(commands.conflicts(verb, lab.lm.name, asked, {}) for verb in verbs))
     if wanted:
         with errors.shown():
             if upload is not None:
@@ -123,8 +119,7 @@ def _result(lab: session.Lab, ran: work.Ran) -> None:
     if st.toggle("Show as table", key="cf_table"):
         st.dataframe(behaviour.to_pandas(), hide_index=True, alt="Shares of answers by condition")
     else:
-        config = downloads.image_options(name)
-        st.plotly_chart(figure, key=f"cf_shares.{name}", alt=behaviour.headline, config=config)
+        panel.chart(figure, "cf_shares", behaviour.headline, name)
     st.caption(errors.plain(f"{behaviour.items.headline} Intervals: 95 %, over subjects."))
     if behaviour.items.rejected:
         with st.expander(f"Left out: {sum(behaviour.items.rejected.values())}"):
@@ -133,12 +128,8 @@ def _result(lab: session.Lab, ran: work.Ran) -> None:
     st.subheader("Which heads")
     conflict_prune.draw(lab, ran)
     with st.expander("What kind of head: recall, copy, copy suppression"):
-        st.plotly_chart(
-            head_roles(heads),
-            key=f"cf_roles.{name}",
-            alt="Each head's score without the subject against its score without the context's answer",
-            config=downloads.image_options(f"{name}-roles"),
-        )
+        alt = "Each head's score without the subject against its score without the context's answer"
+        panel.chart(head_roles(heads), "cf_roles", alt, f"{name}-roles")
     with st.container(horizontal=True):
         downloads.csv("Answers as CSV", behaviour.to_pandas, name)
         downloads.csv("Heads as CSV", heads.to_pandas, f"{name}-heads")

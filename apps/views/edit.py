@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import streamlit as st
-from editlab_apps import links, session
+from editlab_apps import panel, session
 from editlab_apps.tabs import batch, ledger, single
 
 TITLE = "Edit"
@@ -17,11 +17,7 @@ def page() -> None:
     """Draw the page."""
     st.header("Edit")
     lab = session.lab()
-    tabs = st.tabs(list(TABS), on_change="rerun", **links.bound("ed_tab"))
-    for tab, draw in zip(tabs, TABS.values(), strict=True):
-        if tab.open:
-            with tab:
-                draw(lab)
+    panel.tabs(lab, "ed_tab", TABS)
 
 
 page()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import streamlit as st
-from editlab_apps import links, session
+from editlab_apps import panel, session
 from editlab_apps.tabs import trace_many, trace_one
 
 TITLE = "Locate"
@@ -21,11 +21,7 @@ def page() -> None:
         "Noise on the subject's tokens hides the fact; then the clean state of one layer and token at a time is put "
         "back. Where that brings the answer back, the fact passes through."
     )
-    tabs = st.tabs(list(TABS), on_change="rerun", **links.bound("loc_tab"))
-    for tab, draw in zip(tabs, TABS.values(), strict=True):
-        if tab.open:
-            with tab:
-                draw(lab)
+    panel.tabs(lab, "loc_tab", TABS)
 
 
 page()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import streamlit as st
-from editlab_apps import commands, downloads, errors, links, panel, session, work
+from editlab_apps import commands, errors, links, panel, session, work
 
 from editlab.config import build
 from editlab.data.stimuli import KINDS
@@ -47,13 +47,9 @@ def page() -> None:
         _form(lab, str(verb))
     _interrupted(lab)
     _cost(lab)
-    outcome = lab.outcomes.get(SLOT)
-    if panel.progress(lab, SLOT) or session.show_outcome_error(outcome):
-        return
-    if outcome is None:
-        st.info("Press Begin: curves with their intervals will stand here.", title="Nothing studied yet.")
-        return
-    _result(outcome.result)
+    ran = panel.result(lab, SLOT, "Nothing studied yet.", "Press Begin: curves with their intervals will stand here.")
+    if ran is not None:
+        _result(ran)
 
 
 def _form(lab: session.Lab, verb: str) -> None:
@@ -73,8 +69,7 @@ def _form(lab: session.Lab, verb: str) -> None:
     if asked:
         lab.start(COST, "Trying one update", work.memory_cost(lab.lm, verb, settings))
         st.rerun()
-    with st.expander("The same on the command line"):
-        st.code(commands.memory(lab.lm.name, verb, values), language="bash", wrap_lines=True)
+    panel.command(commands.memory(lab.lm.name, verb, values))
 
 
 def _study_fields(verb: str) -> dict[str, Any]:
@@ -138,10 +133,9 @@ def _interrupted(lab: session.Lab) -> None:
 
 
 def _cost(lab: session.Lab) -> None:
-    outcome = lab.outcomes.get(COST)
-    if panel.progress(lab, COST) or session.show_outcome_error(outcome) or outcome is None:
-        return
-    st.info(outcome.result.text, title="Estimate")
+    cost = panel.result(lab, COST)
+    if cost is not None:
+        st.info(cost.text, title="Estimate")
 
 
 def _result(ran: work.Ran) -> None:
@@ -150,8 +144,7 @@ def _result(ran: work.Ran) -> None:
     st.markdown(errors.plain(found.headline))
     figures = found.figures()
     for name, figure in figures.items():
-        config = downloads.image_options(f"{ran.folder.name}-{name}")
-        st.plotly_chart(figure, key=f"me.{ran.folder.name}.{name}", alt=f"{name}: {found.headline}", config=config)
+        panel.chart(figure, "me", f"{name}: {found.headline}", f"{ran.folder.name}-{name}")
     if st.toggle("Show as table", key="me_table"):
         st.dataframe(found.to_pandas(), hide_index=True, alt="Curves with their intervals")
     for remark in found.remarks():
@@ -159,10 +152,8 @@ def _result(ran: work.Ran) -> None:
     with st.expander("Every text, at every probe"):
         st.dataframe(found.rows, hide_index=True, alt="Rows of the study")
     with st.container(horizontal=True):
-        name = ran.folder.name
-        downloads.csv("CSV", found.to_pandas, name)
-        downloads.html("HTML", lambda: page_html(found.headline, found._repr_html_(), list(figures.values())), name)
-        downloads.folder("Run folder (zip)", ran.folder)
+        drawn = list(figures.values())
+        panel.take_away(ran.folder, found.to_pandas, lambda: page_html(found.headline, found._repr_html_(), drawn))
 
 
 page()

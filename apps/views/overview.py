@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 import streamlit as st
-from editlab_apps import answers, card, commands, downloads, errors, links, session, work
+from editlab_apps import answers, card, commands, downloads, errors, links, panel, session, work
 from editlab_apps.answers import Answer
 from editlab_apps.models import Source
 from editlab_apps.sharing import is_shared
@@ -92,8 +92,7 @@ def _try_it(lab: session.Lab) -> None:
         rows = [{"model": n, "prompt": text, "answer": s.text} for n, s in states.items()]
         with st.container(horizontal=True):
             downloads.csv("Answers (CSV)", lambda: pd.DataFrame(rows), "answers")
-        with st.expander("The same on the command line"):
-            st.code(commands.generate(lab.lm.name, text, tokens), language="bash", wrap_lines=True)
+        panel.command(commands.generate(lab.lm.name, text, tokens))
 
 
 def _text(name: str, said: Answer, base: Answer) -> None:

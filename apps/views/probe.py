@@ -39,8 +39,7 @@ def _form(lab: session.Lab, name: str) -> None:
         settings = forms.fields(model, list(model.model_fields), {}, f"pr.{name}.")
         wanted = st.form_submit_button("Run", type="primary", disabled=lab.job is not None)
     prompts = [line for line in (text or "").splitlines() if line.strip()]
-    with st.expander("The same on the command line"):
-        st.code(commands.probe(lab.lm.name, name, prompts, settings), language="bash", wrap_lines=True)
+    panel.command(commands.probe(lab.lm.name, name, prompts, settings))
     if wanted:
         lab.start(SLOT, f"Running {name}", work.probe(lab.lm, name, prompts, settings, lab.runs_root))
         st.rerun()
@@ -52,9 +51,7 @@ def _result(ran: work.Ran) -> None:
     st.subheader(str(ran.asked["probe"]))
     st.caption(errors.plain(found.headline))
     figure = found.plot()
-    st.plotly_chart(
-        figure, key=f"pr_chart.{folder.name}", alt=found.headline, config=downloads.image_options(folder.name)
-    )
+    panel.chart(figure, "pr_chart", found.headline, folder.name)
     st.dataframe(found.to_pandas(), hide_index=True, alt="Every finding of the probe")
     with st.container(horizontal=True):
         downloads.csv("CSV", found.to_pandas, folder.name)
