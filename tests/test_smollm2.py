@@ -103,3 +103,21 @@ def test_the_demo_runs_and_puts_everything_back(tmp_path: Path, monkeypatch, cap
     assert {"manifest.json", "config.yaml", "results.parquet", "pack.json", "edits.safetensors"} <= names
     assert run(["undo", found["run"], "--json", "--quiet"]) == 0
     assert json.loads(capsys.readouterr().out)["is_base"]
+
+
+def test_a_side_memory_of_five_edits_answers_for_them_and_leaves_the_rest(lm):
+    """The shipped settings of `wise`, one edit after the other; measured: all 5 fire and carry over, 20 of 20 kept."""
+    far = ["The chemical symbol for gold is", "Water is made of hydrogen and", "My favourite colour is"]
+    far += ["The capital of Italy is", "The capital of Peru is", "The capital of Canada is"]
+    batch = lm.encode(far)
+    before = lm.forward(batch, batch.last)
+    for fact in FACTS:
+        lm.edit(fact, "wise")
+    asked = [scores for of_fact in score_facts(lm, FACTS) for scores in of_fact if scores.asked.kind != "neighbour"]
+    hits = {
+        kind: sum(s.p("new") > s.p("true") for s in asked if (s.asked.kind == "rewrite") == (kind == "rewrite"))
+        for kind in ("rewrite", "other")
+    }
+    assert hits["rewrite"] == 5 and hits["other"] >= 4
+    same = (lm.forward(batch, batch.last) == before).all(-1)
+    assert int(same.sum()) >= len(far) - 1  # what no bank answers is the model's own, bit for bit

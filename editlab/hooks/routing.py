@@ -69,8 +69,11 @@ class Decision:
 class Routed(Protocol):
     """A side memory at one linear module."""
 
-    def look(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-        """What is needed of each token, each (B, n, ...), from the module's input (B, n, d_in) and plain output."""
+    def look(self, x: Tensor, y: Tensor, *, exact: bool) -> tuple[Tensor, ...]:
+        """What is needed of each token, each (B, n, ...), from the module's input (B, n, d_in) and plain output.
+
+        Unless `exact`, scores that do not bear on the decision may be left out of it.
+        """
 
     def decide(self, prompt: Tensor, parts: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """`chosen` and `scores` of a `Decision`."""
@@ -128,6 +131,20 @@ class Routes:
         finally:
             self._local.silent = before
 
+    @contextmanager
+    def exactly(self) -> Iterator[None]:
+        """While open, the scores of all banks are computed, in this thread, and not only those that decide."""
+        before = self._exact
+        self._local.exact = True
+        try:
+            yield
+        finally:
+            self._local.exact = before
+
+    @property
+    def _exact(self) -> bool:
+        return getattr(self._local, "exact", False)
+
     @property
     def _silent(self) -> frozenset[str]:
         return getattr(self._local, "silent", frozenset())
@@ -184,7 +201,7 @@ class Routes:
         if known is not None and call.past >= known.width:
             return layer.change(x, y, known.chosen, None)
         prompt = _prompt(call, x)
-        parts = layer.look(x, y)
+        parts = layer.look(x, y, exact=self._exact)
         if known is not None:
             parts = tuple(torch.cat([old[:, : call.past], new], 1) for old, new in zip(known.parts, parts, strict=True))
             whole = torch.cat([known.prompt[:, : call.past], prompt], 1)

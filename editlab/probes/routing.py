@@ -74,7 +74,7 @@ def routing_of(lm: LM, prompts: Sequence[str], *, sink: bool = False, batch_rows
     layers = {i for i, paths in enumerate(lm.adapter.layers) if paths.down in lm.routes.layers}
     for start in range(0, len(prompts) if layers else 0, batch_rows):
         chunk = list(prompts[start : start + batch_rows])
-        with torch.no_grad():
+        with torch.no_grad(), lm.routes.exactly():
             lm.capture(lm.encode(chunk, sink=sink), [("mlp_value", i) for i in sorted(layers)])
         for path, layer in lm.routes.layers.items():
             decision = lm.routes.last[path]

@@ -3,8 +3,9 @@
     python experiments/bench/wise.py
 
 Both trainings take the same rows, steps, mask and margins for one fact; the plain one runs every block for every row,
-the irrelevant texts included, changes every token, and takes logits everywhere. The forward pass is 128 tokens, eight
-rows, with one bank in force that no row is routed to, and with ten, against the same model without any.
+the irrelevant texts included, and takes logits everywhere. The forward pass is the prefill of eight rows of 128 tokens
+that no bank answers, with one bank in force, with ten and with a hundred, against the same model without any; the four
+take turns. Tokens that are generated afterwards are not asked again.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import time
 
 import torch
-from common import options_of, parse, write
+from common import interleaved, options_of, parse, report, write
 
 from editlab import LM, Fact
 from editlab.config import build
@@ -36,7 +37,8 @@ def plainly(lm: LM, layer: int, config: Config, covariance: torch.Tensor | None)
     """The change and the seconds of `STEPS` steps with full forwards."""
     started = time.perf_counter()
     rows = _own_rows(lm, FACT, config)
-    own = pad_rows([row.ids for row in rows], pivots="right", prompts=[row.reads[0] + 1 for row in rows])
+    pivots = [row.subject if config.whiten else 0 for row in rows]
+    own = pad_rows([row.ids for row in rows], pivots=pivots, prompts=[row.reads[0] + 1 for row in rows])
     hard = near(FACT, subjects(), config.near, seed=config.seed)
     loose = pool(config.pool, seed=config.seed)
     generator = torch.Generator().manual_seed(config.seed * 1_000_003)
@@ -47,13 +49,14 @@ def plainly(lm: LM, layer: int, config: Config, covariance: torch.Tensor | None)
     ref = lm.adapter.down(lm.model, layer)
     weight = ref.oriented(lm.model.get_parameter(ref.name).detach())
 
-    def run(batch, change):
+    def run(batch, change, first=0):
+        """Logits, and the indicators; the change answers from column `first` on."""
         seen = {}
 
         def add(module, args, output):
             seen["added"] = args[0] @ change.T
             seen["plain"] = args[0] @ weight.T
-            return output + seen["added"]
+            return output + seen["added"] * (torch.arange(batch.width) >= first)[:, None]
 
         handle = lm.model.get_submodule(lm.adapter.layers[layer].down).register_forward_hook(add)
         try:
@@ -75,7 +78,7 @@ def plainly(lm: LM, layer: int, config: Config, covariance: torch.Tensor | None)
         chosen = torch.cat([torch.zeros(1, dtype=torch.long), drawn])
         torch.randperm(0, generator=generator)
         batch = own.rows(chosen)
-        logits, edits = run(batch, change)
+        logits, edits = run(batch, change, max(pivots))
         texts = [loose[i] for i in torch.randperm(len(loose), generator=generator)[: config.negatives]]
         _, quiet = run(lm.encode([*texts, *hard], pad="right"), change)
         some = [rows[i] for i in chosen.tolist()]
@@ -111,18 +114,9 @@ def frozen(lm: LM, layer: int, config: Config, covariance: torch.Tensor | None) 
     return unknown.change.detach(), time.perf_counter() - started
 
 
-def forward_seconds(lm: LM, batch, repeats: int = 12) -> float:
-    """The fastest of several forwards."""
-    best = float("inf")
-    for _ in range(repeats):
-        began = time.perf_counter()
-        lm.forward(batch, read=batch.last)
-        best = min(best, time.perf_counter() - began)
-    return best
-
-
 def main() -> None:
     parser = options_of(__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
     options = parse(parser)
     lm = LM.from_pretrained(options.model)
     settings = with_preset(lm.adapter, "wise", {}) | {"steps": STEPS, "stop_nll": 0.0, "replay": 0}
@@ -137,18 +131,20 @@ def main() -> None:
     print(f"{plain / fast:.1f} times faster; cosine of the changes {same:.5f}")
     batch = lm.encode(["The river runs past the old town. " * 40] * 8)
     batch = pad_rows([row[:128].tolist() for row in batch.ids])
-    base = forward_seconds(lm, batch)
-    lm.edit(FACT, "wise", steps=3)
-    (routed,) = lm.routes.layers.values()
-    routed.force = "main"
-    again = forward_seconds(lm, batch)
-    module = lm.model.get_submodule(lm.adapter.layers[layer].down)
-    ten = Layer(module, routed.banks * 10, routed.routing, torch.nn.functional.silu)
-    ten.force = "main"
-    lm.routes.set({lm.adapter.layers[layer].down: ten}, "ten banks")
-    many = forward_seconds(lm, batch)
-    print(f"forward of {tuple(batch.ids.shape)} tokens: {base:.3f} s, with a side memory {again:.3f} s")
-    print(f"ratio {again / base:.3f}; with ten banks {many / base:.3f}")
+    edited = {1: lm.fork(), 10: lm.fork(), 100: lm.fork()}
+    path = lm.adapter.layers[layer].down
+    for banks, view in edited.items():
+        view.edit(FACT, "wise", steps=3)
+        (one,) = view.routes.layers.values()
+        module = view.model.get_submodule(path)
+        many = Layer(module, one.banks * banks, one.routing, torch.nn.functional.silu)
+        many.force = "main"
+        view.routes.set({path: many}, f"{banks} banks")
+    work = {"no bank": lambda: lm.forward(batch, read=batch.last)}
+    for banks, view in edited.items():
+        work[f"banks: {banks}"] = lambda view=view: view.forward(batch, read=batch.last)
+    print(f"forward of {tuple(batch.ids.shape)} tokens")
+    forwards = report(interleaved(work, options.rounds), "no bank")
     write(
         "wise",
         {
@@ -156,8 +152,7 @@ def main() -> None:
             "frozen_s": fast,
             "speed_up": plain / fast,
             "cosine": same,
-            "forward_ratio": again / base,
-            "forward_ratio_ten_banks": many / base,
+            "forward": forwards,
         },
     )
 

@@ -18,6 +18,7 @@ from editlab.errors import ConfigError, EditlabError, PackError, RequestError
 from editlab.evaluation.scorer import force
 from editlab.memories.kinds.grace import Code, _add
 from editlab.memories.kinds.wise import Bank, Layer, Part, Routing, banks_of, mask_of, pack, shards_of, unpack
+from editlab.memories.sketch import Limits, Sketch
 from editlab.rows import rewrite_row
 
 FACTS = [
@@ -326,14 +327,20 @@ def test_the_indicator_on_a_prompt_is_the_kept_one(quick: dict[str, Any]) -> Non
     assert float(layer.thresholds[0]) == pytest.approx(0.8 * float(seen.min()), rel=1e-4)
 
 
-def by_hand(banks: list[torch.Tensor], own: list[torch.Tensor], **routing: Any) -> Layer:
-    """The routed layer of the matrix [[2, 0], [0, 1]], each bank with one prompt of its own."""
-    module = torch.nn.Linear(2, 2, bias=False)
+MATRIX = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+
+
+def by_hand(banks: list[torch.Tensor], own: list[torch.Tensor], matrix: torch.Tensor = MATRIX, **routing: Any) -> Layer:
+    """The routed layer of a matrix (d_out, d_in), each bank with one prompt of its own."""
+    module = torch.nn.Linear(matrix.shape[1], len(matrix), bias=False)
     with torch.no_grad():
-        module.weight.copy_(torch.tensor([[2.0, 0.0], [0.0, 1.0]]))
+        module.weight.copy_(matrix)
     given = {"path": "p", "layer": 0, "shard_size": 1, "merge_every": 1, "mode": "retrieve", "merge": "ties"}
     given |= {"density": 1.0, "indicator": "absolute", "ratio": 0.5, "seed": 0, "number": 0, "count": 1} | routing
-    made = [Bank(f"bank {i}", Part.of(change), (x,), 2) for i, (change, x) in enumerate(zip(banks, own, strict=True))]
+    made = [
+        Bank(f"bank {i}", Part.of(change), (x,), len(matrix))
+        for i, (change, x) in enumerate(zip(banks, own, strict=True))
+    ]
     return Layer(module, made, Routing.model_validate(given), torch.relu)
 
 
@@ -414,6 +421,71 @@ def test_each_of_many_banks_answers_its_own_prompts(quick: dict[str, Any]) -> No
     assert [bank.name for bank in layer_of(lm).banks] == [f"shards {i} to {i}" for i in range(4)]
     answers = lm.route([f.text for f in FACTS]).to_pandas()["answers"].tolist()
     assert answers == [f"shards {i} to {i}" for i in range(4)]
+
+
+def many_banks(generator: torch.Generator, indicator: str = "absolute") -> Layer:
+    """Twelve banks of nearly low rank, each loud on prompts of its own; 80 rows, 20 inputs."""
+    banks, own = [], []
+    for _ in range(12):
+        key = torch.randn(1, 20, generator=generator)
+        noise = 0.01 * torch.randn(80, 20, generator=generator)
+        banks.append(torch.randn(80, 1, generator=generator) @ key + noise)
+        own.append(key)
+    return by_hand(banks, own, torch.randn(80, 20, generator=generator), indicator=indicator, pooling="max")
+
+
+@pytest.mark.parametrize("indicator", ["absolute", "relative"])
+def test_banks_that_are_told_by_their_limit_would_have_been_silent(
+    indicator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("editlab.memories.sketch.RANK", 4)
+    generator = torch.Generator().manual_seed(0)
+    layer = many_banks(generator, indicator)
+    x = 0.3 * torch.randn(40, 5, 20, generator=generator)
+    for row in range(0, 40, 2):
+        x[row, row % 5] += layer.banks[row % 12].inputs[0][0]
+    prompt = torch.ones(40, 5, dtype=torch.bool)
+    prompt[::7, 3:] = False
+    y = layer._module(x)
+    exact = layer.decide(prompt, layer.look(x, y))
+    for rows in (slice(0, 40), slice(0, 1), slice(1, 2)):
+        seen = layer.look(x[rows], y[rows], exact=False)
+        quick = layer.decide(prompt[rows], seen)
+        assert torch.equal(quick[0], exact[0][rows])
+        assert bool((quick[1] <= exact[1][rows] + 1e-6).all())
+    assert set(exact[0].tolist()) >= {-1, 0, 2, 4}
+    assert int((seen[0] == 0).all(0).all(0).sum()) >= 6  # most banks were not multiplied
+
+
+def test_a_limit_is_never_below_what_it_limits_and_meets_it_at_full_rank() -> None:
+    generator = torch.Generator().manual_seed(1)
+    values, x = torch.randn(40, 30, generator=generator), torch.randn(50, 30, generator=generator)
+    exact = (x @ values.T).norm(dim=-1)
+    gaps = []
+    for rank in (1, 5, 20):
+        sketch = Sketch.of(values, rank)
+        assert sketch is not None
+        limit = Limits([sketch], x.device).of(x)[:, 0]
+        assert bool((limit >= exact).all())
+        gaps.append(float((limit / exact).mean()))
+    assert gaps[0] > gaps[1] > gaps[2] > 1
+    low = torch.randn(40, 3, generator=generator) @ torch.randn(3, 30, generator=generator)
+    sketch = Sketch.of(low, 3)
+    assert sketch is not None and torch.allclose(
+        Limits([sketch], x.device).of(x)[:, 0], (x @ low.T).norm(dim=-1), rtol=1e-3
+    )
+    assert Sketch.of(values, 21) is None
+
+
+def test_scores_that_are_shown_are_exact(quick: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("editlab.memories.sketch.RANK", 1)
+    lm = written(make_lm("llama"), quick | WHITENED | {"shard_size": 1, "merge_every": 1, "steps": 10})
+    shown = lm.route(FAR).to_pandas()["margin"]
+    with torch.no_grad():
+        lm.forward(lm.encode(FAR))
+        unscreened = layer_of(lm).margin(lm.routes.last[next(iter(lm.routes.layers))].scores).amax(1)
+    assert layer_of(lm)._limits is not None
+    assert (shown > 0).all() and bool((unscreened <= torch.tensor(shown.to_numpy()) + 1e-6).all())
 
 
 def test_two_models_in_one_process_keep_apart(quick: dict[str, Any]) -> None:

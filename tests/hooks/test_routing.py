@@ -27,7 +27,7 @@ class Turner:
         self.limit = limit
         self.decisions = 0
 
-    def look(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    def look(self, x: Tensor, y: Tensor, *, exact: bool = True) -> tuple[Tensor, ...]:
         return (x.float().mean(-1),)
 
     def decide(self, prompt: Tensor, parts: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:

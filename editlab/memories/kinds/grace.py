@@ -83,7 +83,7 @@ class Layer:
         self.values = torch.stack([code.value for code in codes]).to(device)
         self.thresholds = torch.tensor([code.radius for code in codes], device=device)
 
-    def look(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    def look(self, x: Tensor, y: Tensor, *, exact: bool = True) -> tuple[Tensor, ...]:
         """The inputs themselves."""
         return (x.detach().float(),)
 

@@ -14,7 +14,8 @@ their own edits reach. The threshold is `ratio` times the smallest indicator of 
 afresh from their kept inputs whenever the memory changes: after later edits, merges and undoing.
 
 A mask is drawn by entries or by whole rows of the matrix. A bank's rows that are zero are not multiplied, so many banks
-of few rows cost what one full one does.
+of few rows cost what one full one does; and where only the loudest token counts, banks that cannot exceed their
+threshold are told by a limit that costs less (`sketch`).
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from torch.nn.utils.rnn import pad_sequence
 from editlab.errors import EditlabError
 from editlab.memories.checks import damaged, parsed, sizes, tensor
 from editlab.memories.merges import MERGES, merge
+from editlab.memories.sketch import Limits, Sketch
 from editlab.state.edit import Edit
 
 AGAIN = (0.4, 0.6)  # weights of new shards, together, and of what was merged before (released code)
@@ -113,6 +115,11 @@ class Bank:
         """(d_out, d_in) float32, W' - W."""
         values = self.part.values
         return values.new_zeros(self.d_out, values.shape[1]).index_copy(0, self.part.rows, values)
+
+    @cached_property
+    def sketch(self) -> Sketch | None:
+        """What limits the change."""
+        return Sketch.of(self.part.values)
 
 
 @dataclass(frozen=True)
@@ -260,14 +267,37 @@ class Layer:
             lowest.append(self._indicator(prompt, *texts).min())
         return self.routing.ratio * torch.stack(lowest)
 
-    def look(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-        """Lengths of what each bank would add, (B, n, banks), and of the plain output without bias, (B, n)."""
-        return self._look(x, y, self._parts)
+    def look(self, x: Tensor, y: Tensor, *, exact: bool = True) -> tuple[Tensor, ...]:
+        """Lengths of what each bank would add, (B, n, banks), and of the plain output without bias, (B, n).
+
+        Unless `exact`, those of banks that exceed their threshold at no token may be 0: the decision is the same.
+        """
+        if exact or self._limits is None or self.force != "auto":
+            return self._look(x, y, self._parts)
+        with torch.no_grad():
+            limits, plain = self._limits.of(x.float()), self._plain(y).norm(dim=-1)
+            each = limits / plain[..., None].clamp(min=1e-12) if self.routing.indicator == "relative" else limits
+            loud = (each > self.thresholds).flatten(0, 1).any(0).nonzero()[:, 0]
+            added = torch.zeros_like(limits)
+            if len(loud):
+                added[..., loud] = self._look(x, y, [self._parts[i] for i in loud.tolist()])[0]
+            return added, plain
+
+    @cached_property
+    def _limits(self) -> Limits | None:
+        """Where one token decides, and the limit is a limit."""
+        routing = self.routing
+        sketches = [bank.sketch for bank in self.banks]
+        if len(self.banks) < 2 or routing.pooling != "max" or routing.indicator == "reference" or None in sketches:
+            return None
+        return Limits([sketch for sketch in sketches if sketch is not None], self._parts[0].values.device)
+
+    def _plain(self, y: Tensor) -> Tensor:
+        return y.float() if self._bias is None else y.float() - self._bias.float()
 
     def _look(self, x: Tensor, y: Tensor, parts: Sequence[Part]) -> tuple[Tensor, ...]:
         with torch.no_grad():
-            y = y.float() if self._bias is None else y.float() - self._bias.float()
-            x = x.float()
+            y, x = self._plain(y), x.float()
             added = [part.added(x) for part in parts]
             if self.routing.indicator == "reference":
                 plain = self._act(y)
