@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
     from editlab.runs.memory.acquired import AcquireResult
     from editlab.runs.memory.curves import StudyResult
-    from editlab.runs.memory.lasting import SurviveResult
-    from editlab.runs.memory.unlearn import UnlearnResult
 
 SHARE = {"title": "share of studied texts", "range": [-0.03, 1.03], "tickformat": ".0%"}
 LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
@@ -116,37 +114,6 @@ def memory_losses(result: StudyResult) -> go.Figure:
     return figure
 
 
-def memory_survival(result: SurviveResult) -> go.Figure:
-    """Recall, recognition and the gain that is kept, against updates of further training; a colour an engine."""
-    from plotly.subplots import make_subplots
-
-    measures = ("recall", "recognition", "gain kept")
-    titles = ("recall (exact)", "recognition (among other answers)", "log-probability gain kept")
-    figure = make_subplots(1, 3, subplot_titles=titles, horizontal_spacing=0.05)
-    curve = result.curve
-    for column, measure in enumerate(measures, 1):
-        for i, engine in enumerate(result.engines):
-            rows = curve[(curve["engine"] == engine) & (curve["measure"] == measure)]
-            if len(rows):
-                where = {"row": 1, "col": column}
-                add_band(figure, log_times(rows["t"]), rows, engine, i, place=where, legend=column == 1)
-        for before in curve[curve["measure"] == measure]["before"].head(1):
-            figure.add_hline(
-                y=before, line_dash="dash", line_color="gray", annotation_text="untaught", row=1, col=column
-            )
-    figure.update_xaxes(**log_axis(curve["t"].unique()))
-    figure.update_yaxes(range=[-0.03, 1.05], tickformat=".0%")
-    n = result.rows["item"].nunique()
-    what = f"{n} facts, {result.settings.seeds} streams of filler, lr {result.settings.later_lr:g}; bands 95 %"
-    figure.update_layout(
-        title={"text": f"{result.model}: {what}", "y": 0.98},
-        legend={"orientation": "h", "y": -0.2},
-        margin={"t": 90},
-        height=480,
-    )
-    return figure
-
-
 def memory_acquisition(result: AcquireResult) -> go.Figure:
     """Rise of log-probability along the run, a panel a scenario, a colour a depth; dotted lines are injections."""
     from plotly.subplots import make_subplots
@@ -197,32 +164,6 @@ def memory_retainability(result: AcquireResult) -> go.Figure:
         xaxis=log_axis([0, *(t for t in found.times if t)]) | {"title": "updates since the last maximum"},
         yaxis={"title": "share of the gain that is left"},
         margin={"t": 60},
-    )
-    return figure
-
-
-def memory_dampening(result: UnlearnResult) -> go.Figure:
-    """Loss of what is to be forgotten, of what is kept and of what was never studied, against alpha."""
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
-    curve = result.curve
-    dampened = curve[curve["state"] == "dampened"]
-    for i, role in enumerate(dict.fromkeys(curve["role"])):
-        rows = dampened[dampened["role"] == role].rename(
-            columns={"loss": "mean", "loss_low": "low", "loss_high": "high"}
-        )
-        add_band(figure, rows["alpha"], rows, role, i)
-    for state in ("before", "studied"):
-        level = curve[(curve["state"] == state) & (curve["role"] == "forget")]["loss"].iloc[0]
-        what = f"to forget, {'before the study' if state == 'before' else 'after it'}"
-        figure.add_hline(y=level, line_dash="dash", line_color="gray", annotation_text=what)
-    figure.update_layout(
-        title={"text": f"{result.model}: {result.settings.seeds} seeds; bands 95 %, seeds and texts", "y": 0.98},
-        xaxis={"type": "log", "autorange": "reversed", "title": "alpha (smaller dampens more weights)"},
-        yaxis={"title": "mean loss (nats a token)"},
-        legend=LEGEND,
-        margin={"t": 90},
     )
     return figure
 

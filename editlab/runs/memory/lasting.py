@@ -5,13 +5,15 @@ from __future__ import annotations
 import html
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from editlab.evaluation.statistics import Estimate, estimate_nested
-from editlab.probes.memory.survival import Lifetimes
+from editlab.probes.memory.acquisition import LEAST_GAIN
+from editlab.probes.memory.survival import Lifetimes, holm
 from editlab.runs.memory.curves import aligned, share_text
 from editlab.runs.memory.survive import LOADED, MATCHED, TRAIN, SurviveSettings
 
@@ -55,7 +57,8 @@ class SurviveResult:
             engine = str(key[0])
             where = {"engine": engine, "t": int(group["t"].iloc[0]), "seeds": group["seed"].nunique()}
             columns = {name: group[c].astype(float) for name, c in MEASURES.items() if group[c].notna().all()}
-            columns["gain kept"] = group["gain"] / start[engine]
+            if start[engine] >= LEAST_GAIN:
+                columns["gain kept"] = group["gain"] / start[engine]
             for name, values in columns.items():
                 e = estimate_nested([v.to_list() for _, v in values.groupby(group["seed"])])
                 level = group[f"base_{MEASURES[name]}"].astype(float).mean() if name in MEASURES else 0.0
@@ -91,31 +94,52 @@ class SurviveResult:
             found[str(engine)] = {}
             for name, alive in (("recall", group["exact"] == 1), ("recognition", group["recognised"] == 1)):
                 wide = group.assign(alive=alive).pivot(index=["seed", "item"], columns="t", values="alive").dropna()
-                found[str(engine)][name] = Lifetimes.of([float(t) for t in wide.columns], wide.to_numpy(bool))
+                items = wide.index.get_level_values("item").to_numpy()
+                found[str(engine)][name] = Lifetimes.of([float(t) for t in wide.columns], wide.to_numpy(bool), items)
         return found
+
+    @property
+    def outlived(self) -> list[str]:
+        """Engines whose facts are recognised for longer than they are recalled, by half-lives."""
+        return [e for e, found in self.lifetimes.items() if found["recognition"].half_life > found["recall"].half_life]
+
+    @cached_property
+    def log_rank(self) -> pd.DataFrame:
+        """All pairs of engines: p of the log-rank test on recall's lifetimes, and after Holm's correction."""
+        rows = [
+            (a, b, self.lifetimes[a]["recall"].differs_from(self.lifetimes[b]["recall"]))
+            for a, b in combinations(self.lifetimes, 2)
+        ]
+        found = pd.DataFrame(rows, columns=["engine", "other", "p"])
+        return found.assign(p_holm=holm([p for *_, p in rows]))
+
+    @property
+    def reference(self) -> str | None:
+        """The training that engines are compared with, matched in strength if there is such."""
+        return next((e for e in (MATCHED, TRAIN) if e in self.lifetimes), None)
 
     @cached_property
     def half_lives(self) -> pd.DataFrame:
         """engine, gain at t = 0, n recalled at t = 0, half-lives with 95 %, p of the log-rank test against training."""
         out = []
-        last = float(self.rows["t"].max())
-        reference = next((e for e in (MATCHED, TRAIN) if e in self.lifetimes), None)
+        last = int(self.rows["t"].max())
+        against = self.log_rank[(self.log_rank[["engine", "other"]] == self.reference).any(axis=1)]
+        tests = {
+            other if engine == self.reference else engine: p
+            for engine, other, p in zip(against["engine"], against["other"], holm(list(against["p"])), strict=True)
+        }
         for engine, found in self.lifetimes.items():
-            low, high = found["recall"].half_life_interval()
-            against = found["recall"].differs_from(self.lifetimes[reference]["recall"]) if reference else float("nan")
-            out.append(
-                {
-                    "engine": engine,
-                    "gain": self.gains[engine],
-                    "recalled": found["recall"].ends.size,
-                    "half_life_recall": found["recall"].half_life,
-                    "low": low,
-                    "high": high,
-                    "half_life_recognition": found["recognition"].half_life,
-                    "p": float("nan") if engine == reference else against,
-                    "change_kept": self.value(engine, "weight change kept", int(last)).mean,
-                }
-            )
+            numbers: dict[str, Any] = {
+                "engine": engine, "gain": self.gains[engine], "facts": int(self.rows["item"].nunique())
+            }  # fmt: skip
+            for name, lives in found.items():
+                low, high = lives.half_life_interval()
+                numbers |= {f"{name}_n": lives.n, f"half_life_{name}": lives.half_life}
+                numbers |= {f"{name}_low": low, f"{name}_high": high}
+            numbers["p"] = tests.get(engine, float("nan"))
+            numbers["change_kept"] = self.value(engine, "weight change kept", last).mean
+            numbers["routed"] = self.value(engine, "prompts routed", last).mean
+            out.append(numbers)
         return pd.DataFrame(out)
 
     @property
@@ -135,7 +159,7 @@ class SurviveResult:
         halves = ", ".join(
             f"{r['engine']} {updates_text(r['half_life_recall'], last)}"
             for r in self.half_lives.to_dict("records")
-            if r["recalled"]
+            if r["recall_n"]
         )
         return f"Half-life of exact recall under further training ({rate}), n = {n} facts: {halves}."
 
@@ -148,16 +172,19 @@ class SurviveResult:
         last = int(self.rows["t"].max())
         cells = []
         for r in self.half_lives.to_dict("records"):
-            engine, p, kept = r["engine"], r["p"], r["change_kept"]
             points = [("recall", 0), ("recall", last), ("recognition", last)]
+            kept, routed = r["change_kept"], r["routed"]
             cells.append(
                 [
-                    engine,
+                    r["engine"],
                     f"{r['gain']:.2f}",
-                    *(share_text(self.value(engine, measure, t)) for measure, t in points),
-                    *(updates_text(r[f"half_life_{measure}"], last) for measure in ("recall", "recognition")),
-                    "-" if np.isnan(p) else f"{p:.2g}",
-                    "-" if np.isnan(kept) else f"{kept:.1%}",
+                    *(share_text(self.value(r["engine"], measure, t)) for measure, t in points),
+                    *(
+                        half_text(r[f"half_life_{m}"], r[f"{m}_low"], r[f"{m}_high"], last)
+                        for m in ("recall", "recognition")
+                    ),
+                    "-" if np.isnan(r["p"]) else f"{r['p']:.2g}",
+                    f"{kept:.1%}" if not np.isnan(kept) else "-" if np.isnan(routed) else f"{routed:.0%} routed",
                 ]
             )
         at_end = [f"recall at {last}", f"recognition at {last}"]
@@ -167,9 +194,9 @@ class SurviveResult:
 
     def figures(self) -> dict[str, go.Figure]:
         """By name."""
-        from editlab.viz.memory import memory_survival
+        from editlab.viz.memory_survival import memory_lifetimes, memory_survival
 
-        return {"survival": memory_survival(self)}
+        return {"survival": memory_survival(self), "lifetimes": memory_lifetimes(self)}
 
     def plot(self) -> go.Figure:
         """Recall, recognition and kept gain against time."""
@@ -181,14 +208,33 @@ class SurviveResult:
         base = self.curve[self.curve["measure"] == "recognition"]["before"]
         if len(base):
             says.append(f"Before anything was taught, the new answer was preferred in {base.iloc[0]:.0%} of choices.")
-        says.append("p: log-rank test of recall's lifetimes against training. Change kept: along what was taught.")
+        if self.reference is not None:
+            says.append(
+                f"p: log-rank test of recall's lifetimes against '{self.reference}', facts exchanged as wholes, "
+                "corrected by Holm."
+            )
+        says.append(
+            "Change kept: the share of what was written into the weights that is still there, along its direction."
+        )
+        said = self.outlived
+        if said:
+            says.append(f"Recognition outlives recall for {', '.join(said)}.")
         if self.settings.seeds == 1:
             says.append("One stream of filler: intervals are over facts only.")
         return says
 
     def _repr_html_(self) -> str:
         notes = "".join(f"<li>{html.escape(r)}</li>" for r in self.remarks())
-        return f"<p>{html.escape(self.headline)}</p><ul>{notes}</ul>{self.half_lives.to_html(index=False)}"
+        tables = "".join(table.to_html(index=False) for table in (self.half_lives, self.log_rank))
+        return f"<p>{html.escape(self.headline)}</p><ul>{notes}</ul>{tables}"
+
+
+def half_text(t: float, low: float, high: float, horizon: float) -> str:
+    """A half-life with its interval: "5 (3 to >20)"."""
+    if np.isnan(t):
+        return "never there"
+    a, b, c = ("-" if np.isnan(x) else f"{x:g}" if np.isfinite(x) else f">{horizon:g}" for x in (t, low, high))
+    return f"{a} ({b} to {c})"
 
 
 def updates_text(t: float, horizon: float) -> str:

@@ -24,6 +24,7 @@ from editlab.runs.journal import Journal, alone
 from editlab.runs.memory.course import CHECKPOINT, Course, Row, run_courses
 from editlab.runs.memory.learner import Learner, memory_needed
 from editlab.runs.memory.settings import TrainingSettings
+from editlab.runs.memory.untouched import untouched
 from editlab.viz.files import save_figures
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ def run_memory(
     Raises:
         ConfigError: a setting or file is wrong, the model cannot be trained here, or the folder holds something else.
         ResumeRefused: the run rests on something else. RunBusy: another process writes there.
+        ModelTouched: the model is not what it was, to the bit.
     """
     if not folder.exists() or not (folder / JOURNAL).exists():
         check_free(folder)
@@ -114,21 +116,21 @@ def run_memory(
             raise ConfigError(f"The run in '{folder}' is finished.", "Choose another --out for a new one.")
         else:
             check_basis(journal, basis, force)
-        before = lm.state_hash
-        rows = run_courses(lm, learner, courses, journal, on_step)
-        assert lm.state_hash == before
+        with untouched(lm) as digest:
+            rows = run_courses(lm, learner, courses, journal, on_step)
         result = verb.result(pd.DataFrame(rows), settings, lm.name, _aborted(journal))
-        finish(folder, lm, verb.name, settings, pd.DataFrame(rows), result, tokens)
-        journal.add("finished", state=before)
+        said = {"verb": verb.name, "trained_tokens": tokens, "restored": digest}
+        _write(folder, lm, settings, pd.DataFrame(rows), result, said)
+        journal.add("finished", state=lm.state_hash, restored=digest)
         (folder / CHECKPOINT).unlink(missing_ok=True)
     return result
 
 
-def finish(
-    folder: Path, lm: LM, verb: str, settings: TrainingSettings, rows: pd.DataFrame, result: Result, tokens: int
+def _write(
+    folder: Path, lm: LM, settings: TrainingSettings, rows: pd.DataFrame, result: Result, said: dict[str, Any]
 ) -> None:
-    """Write rows, figures and manifest."""
-    extra = {"verb": verb, "headline": result.headline, "remarks": result.remarks(), "trained_tokens": tokens}
+    """Rows, figures and manifest."""
+    extra = {"headline": result.headline, "remarks": result.remarks(), **said}
     if find_spec("plotly"):
         save_figures(folder, result.figures())
     write_table(folder, lm, KIND, settings.model_dump(mode="json"), rows, extra)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from tiny_lm import make_lm
 
 from editlab.hooks.batch import pad_rows
@@ -14,7 +15,7 @@ from editlab.probes.memory.forgetting import FAMILIES, fit_forgetting, verdict
 from editlab.probes.memory.reading import cue, read
 from editlab.probes.memory.recall import continuations, rouge, rouge_l, targets
 from editlab.probes.memory.recognition import auc, d_prime, gained, margin, prefers
-from editlab.probes.memory.survival import Lifetimes
+from editlab.probes.memory.survival import Lifetimes, holm
 
 
 def rows_of(n: int, seed: int = 0) -> list[tuple[int, ...]]:
@@ -100,14 +101,38 @@ def test_lifetimes() -> None:
     times = [0, 1, 2, 5]
     alive = np.array([[1, 1, 1, 1], [1, 1, 0, 1], [1, 0, 0, 0], [0, 1, 1, 1], [1, 1, 0, 0]])
     found = Lifetimes.of(times, alive)
-    assert found.ends.tolist() == [5, 2, 1, 2] and found.seen.tolist() == [False, True, True, True]
-    assert found.half_life == 2
+    assert found.n == 4 and found.share.tolist() == [1, 0.75, 0.25, 0.25] and found.half_life == 2
+    # Kaplan and Meier's estimate by SciPy, the survivor censored at the last probe.
+    sf = stats.ecdf(stats.CensoredData(uncensored=[2, 1, 2], right=[5])).sf
+    assert sf.evaluate(times) == pytest.approx(found.share)
     assert math.isinf(Lifetimes.of(times, np.ones((4, 4))).half_life)
-    assert math.isnan(Lifetimes.of(times, np.zeros((4, 4))).half_life)
-    short, long = np.repeat([[1, 0, 0, 0]], 20, 0), np.repeat([[1, 1, 1, 0]], 20, 0)
-    assert Lifetimes.of(times, short).differs_from(Lifetimes.of(times, long)) < 1e-4
+    none = Lifetimes.of(times, np.zeros((4, 4)))
+    assert math.isnan(none.half_life) and math.isnan(none.differs_from(found)) and np.isnan(none.share).all()
     low, high = found.half_life_interval(200)
     assert low <= 2 <= high
+    # Lifetimes of one item twice over say no more than once.
+    twice = Lifetimes.of(times, np.repeat(alive, 2, 0), np.repeat(np.arange(5), 2))
+    assert twice.half_life_interval(200) == (low, high) and twice.half_life == 2
+
+
+def test_the_log_rank_test() -> None:
+    times = [0, 1, 2, 5]
+    short, long = np.repeat([[1, 0, 0, 0]], 20, 0), np.repeat([[1, 1, 1, 0]], 20, 0)
+    assert Lifetimes.of(times, short).differs_from(Lifetimes.of(times, long)) < 1e-4
+    assert Lifetimes.of(times, long).differs_from(Lifetimes.of(times, long)) == 1
+    # Independent items, one lifetime each: about the p of the large-sample test.
+    rng = np.random.default_rng(0)
+    steps = np.arange(9)
+    ends = [rng.geometric(q, 60) for q in (0.3, 0.2)]
+    one, other = (Lifetimes.of(steps, steps[None] < e[:, None], np.arange(60) + 60 * i) for i, e in enumerate(ends))
+    data = [stats.CensoredData.right_censored(np.minimum(e, 8), e > 8) for e in ends]
+    assert one.differs_from(other) == pytest.approx(stats.logrank(*data).pvalue, abs=0.015)
+    # The same facts eight times over (eight streams) are as unsure as once; as independent items they would not be.
+    few = [np.array([[1, 1, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0]]), np.array([[1, 1, 1, 0]] * 4)]
+    units = np.repeat(np.arange(4), 8)
+    once, often = ([Lifetimes.of(times, np.repeat(x, k, 0), u) for x in few] for k, u in ((1, None), (8, units)))
+    assert once[0].differs_from(once[1]) == often[0].differs_from(often[1]) == 2 / 16
+    assert holm([0.01, float("nan"), 0.04, 0.03]) == pytest.approx([0.03, float("nan"), 0.06, 0.06], nan_ok=True)
 
 
 T = np.array([0, 1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 75, 100.0])

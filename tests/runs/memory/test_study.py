@@ -28,6 +28,7 @@ from editlab.runs.memory.learner import Diverged, Learner
 from editlab.runs.memory.run import read_planned, run_memory
 from editlab.runs.memory.settings import StudySettings, preset, spread
 from editlab.runs.memory.study import Items, study_course, study_courses
+from editlab.runs.memory.untouched import ModelTouched
 from editlab.runs.memory.verbs import VERBS
 
 # Letters differ from the first byte on, so texts may be cut short.
@@ -345,3 +346,33 @@ def test_and_forgets_recall_before_recognition(planted: dict[str, np.ndarray]) -
     print(exact, recognition)
     assert exact[end + 3] <= 0.5 and exact[end + 4] <= 0.13
     assert recognition[end + 3] == 1
+
+
+# -- the model itself ------------------------------------------------------------------------------------
+
+
+def test_a_stopped_study_leaves_the_model_to_the_bit_and_says_if_it_did_not(lm: LM, tmp_path: Path) -> None:
+    before = {name: w.clone() for name, w in lm.model.named_parameters()}
+
+    def stop(step: StepInfo) -> None:
+        if step.done == 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        study(lm, ONE, tmp_path / "stopped", on_step=stop)
+    assert all(torch.equal(w, before[name]) for name, w in lm.model.named_parameters())
+    study(lm, ONE, tmp_path / "whole")
+    manifest = json.loads((tmp_path / "whole" / "manifest.json").read_text())
+    assert manifest["restored"] == journal_of(tmp_path / "whole")[-1]["restored"]
+
+    mine = make_lm("llama", 3)
+    weight = next(iter(mine.model.parameters()))
+
+    def meddle(step: StepInfo) -> None:
+        if step.done == 3:
+            with torch.no_grad():
+                weight[0, 0] += 1e-3  # behind the back of the view: its hash does not know
+
+    with pytest.raises(ModelTouched, match="changed the model itself"):
+        study(mine, ONE, tmp_path / "touched", on_step=meddle)
+    assert not (tmp_path / "touched" / "manifest.json").exists()

@@ -6,10 +6,12 @@ import pytest
 import torch
 from tiny_lm import make_lm
 
+from editlab.data.stimuli import stimuli
+from editlab.runs.memory import unlearn
 from editlab.runs.memory.dampening import GRID, dampened, importance, share, stop_at
 from editlab.runs.memory.learner import Learner
 from editlab.runs.memory.run import run_memory
-from editlab.runs.memory.unlearn import UnlearnSettings
+from editlab.runs.memory.unlearn import UnlearnSettings, unlearn_courses
 from editlab.runs.memory.verbs import VERBS
 
 
@@ -57,6 +59,50 @@ def test_the_stop_rule_takes_the_largest_alpha_that_is_enough() -> None:
     assert stop_at(lambda alpha: 9.0, 1.0) == GRID[0]
 
 
+def test_every_alpha_starts_from_the_same_weights_and_norms_and_embeddings_are_left(tmp_path) -> None:
+    lm = make_lm("llama", tie_word_embeddings=True)
+    settings = UnlearnSettings(
+        kinds=("letters",), items=4, seeds=1, exposures=4, lr=3e-3, block=16, alphas=(2.0, 50.0, 2.0)
+    )
+    (course,) = unlearn_courses(lm, settings)
+    learner = Learner(lm)
+    for update in range(course.updates):
+        course.step(learner, update)
+    studied = {name: w.detach().clone() for name, w in learner.weights.items()}
+    touched: set[str] = set()
+    put = unlearn._put
+
+    def spy(target: Learner, values: dict[str, torch.Tensor]) -> None:
+        put(target, values)
+        touched.update(n for n, w in target.weights.items() if not torch.equal(w, studied[n]))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(unlearn, "_put", spy)
+        rows = [r for r in course.measure(learner, course.updates) if r["state"] == "dampened"]
+    n = len(rows) // 3
+    assert [r["loss"] for r in rows[:n]] == [r["loss"] for r in rows[2 * n :]] != [r["loss"] for r in rows[n : 2 * n]]
+    assert touched and all(studied[name].dim() == 2 and "layers." in name for name in touched)
+    assert all(torch.equal(w, studied[name]) for name, w in learner.weights.items())  # and put back at the end
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_embeddings_are_dampened_if_asked_for(family: str) -> None:
+    lm = make_lm(family, tie_word_embeddings=True)
+    blocks, more = (unlearn._dampened_names(lm, embeddings) for embeddings in (False, True))
+    (added,) = set(more) - set(blocks)
+    assert lm.model.get_parameter(added) is lm.model.get_input_embeddings().weight
+
+
+def test_one_kind_is_forgotten_and_another_kept() -> None:
+    lm = make_lm("llama")
+    settings = UnlearnSettings(kinds=("letters", "words"), items=8, seeds=1, block=24)
+    items = unlearn._items(lm, settings, 0)
+    letters, words = (stimuli(kind, 4, 0) for kind in settings.kinds)
+    said = [lm.tokenizer.decode(row) for row in items.a]
+    assert len(said) == 8
+    assert all(p.a.startswith(text) for p, text in zip((*letters.pairs, *words.pairs), said, strict=True))
+
+
 def test_forgetting_half_of_what_was_studied(tmp_path) -> None:
     lm = make_lm("llama")
     settings = UnlearnSettings(
@@ -76,7 +122,12 @@ def test_forgetting_half_of_what_was_studied(tmp_path) -> None:
     # Measured: 0.43 nats against 0.21.
     assert forgot[20.0] > forgot[50.0] > forgot[1e9]
     assert forgot[50.0] - forgot[1e9] > 1.4 * (kept[50.0] - kept[1e9])
-    assert result.plot().data and "alpha" in result.table()
+    assert set(result.figures()) == {"dampening", "frontier"} and "alpha" in result.table()
+    frontier = result.frontier.set_index("alpha")
+    assert frontier.loc[1e9, ["forgotten", "lost"]].tolist() == pytest.approx([0, 0], abs=1e-6)
+    gained = rows["before", "forget"].iloc[0] - rows["studied", "forget"].iloc[0]
+    assert frontier.loc[20.0, "forgotten"] == pytest.approx((forgot[20.0] - forgot[1e9]) / gained)
+    assert result.separation["forgotten"] > 1.2 * result.separation["lost"]
     # With stronger dampening the stop rule finds an alpha, at which what is forgotten is back where it was.
     strong = run_memory(lm, VERBS["unlearn"], settings.model_copy(update={"strength": 0.1}), tmp_path / "strong")
     (alpha,) = strong.chosen.values()
