@@ -1,6 +1,7 @@
 """The sweep behind the preset of `wise`: settings by reliability, generalization and locality after a few edits.
 
     python experiments/lifelong/sweep.py FACTS.json --far ZSRE.json --edits 16 --set layer=23 lr=0.01   # one point
+    python experiments/lifelong/sweep.py --model factworld-llama --set layer=1   # facts of the relations that it knows
 
 Edits are made one after the other and all scored at the end; the point becomes a line of sweep.csv. Besides the shares
 of answers there are the shares of prompts that are routed to the side memory: of edits, paraphrases, neighbours, other
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from run import elsewhere, measured
+from run import elsewhere, from_relations, measured
 
 from editlab import LM
 from editlab.config import parse_overrides
@@ -38,8 +39,8 @@ HERE = Path(__file__).parent
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("facts", type=Path)
-    parser.add_argument("--far", type=Path, required=True, help="zsRE records, for their locality questions")
+    parser.add_argument("facts", type=Path, nargs="?")
+    parser.add_argument("--far", type=Path, help="zsRE records, for their locality questions")
     parser.add_argument("--model")
     parser.add_argument("--records", type=int, nargs=2, default=(150, 300), help="of the file: from, to")
     parser.add_argument("--edits", type=int, default=16)
@@ -52,9 +53,10 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     lm = LM.from_pretrained(options.model)
     start, stop = options.records
-    facts = preferred(lm, load_facts(options.facts)[start : min(stop, start + 2 * options.edits + ASKED)])
+    stop = min(stop, start + 2 * options.edits + ASKED)
+    facts = preferred(lm, load_facts(options.facts)[start:stop]) if options.facts else from_relations(lm)[start:stop]
     chosen, others = facts[: options.edits], facts[options.edits :][-ASKED:]
-    far = elsewhere(load_facts(options.far), [])
+    far = elsewhere(load_facts(options.far) if options.far else [], others)
     began = time.perf_counter()
     for i, fact in enumerate(chosen):
         entry = lm.edit(fact, "wise", **parse_overrides(options.set))
@@ -74,7 +76,7 @@ def main() -> None:
         print(name, table["margin"].describe(percentiles=[0.05, 0.25, 0.75, 0.95]).round(2).to_dict(), flush=True)
     found = measured(lm, chosen, far, options.sample)
     row = {"model": lm.name, "edits": len(chosen), "records": f"{start} to {stop}", "settings": " ".join(options.set)}
-    row |= {shown: found[metric].edited.mean for metric, shown in SCORES.items()} | routed
+    row |= {shown: found[metric].edited.mean for metric, shown in SCORES.items() if metric in found} | routed
     row["mean"] = (row["reliability"] + row["generalization"] + row["locality"]) / 3
     row["steps"] = sum(sum(e.edit.info["steps"]) for e in lm.ledger.active) / len(chosen)
     row["seconds"] = seconds

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny_lm import make_lm
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
@@ -352,6 +353,58 @@ def test_adopt_and_fork_refuse_what_does_not_belong() -> None:
     assert len(ledger) == 1
 
 
+def test_adopted_entries_are_in_force_and_ids_go_on_after_them() -> None:
+    view = WeightView(gpt2())
+    other = Ledger(WeightView(gpt2()))
+    for seed in range(4):
+        other.apply(an_edit(other.view, [DOWN], seed))
+    other.remove(list(other)[1].id)
+    ledger = Ledger(view)
+    assert [e.id for e in ledger.adopt(list(other)[1:])] == [e.id for e in list(other)[1:]]
+    assert [e.state for e in ledger] == ["removed", "active", "active"]
+    expected = view.base(DOWN).double()
+    for entry in ledger.active:
+        expected = entry.edit.deltas[DOWN].apply_to(expected.clone())
+    assert torch.equal(view.current(DOWN), expected.float())
+    assert ledger.apply(an_edit(view, [DOWN], 9)).id.startswith("e5-")
+    ledger.adopt([next(iter(other))])  # an older number does not set the count back
+    assert ledger.apply(an_edit(view, [DOWN], 10)).id.startswith("e6-")
+    with pytest.raises(EditlabError, match="already has an entry"):
+        fresh = Ledger(WeightView(gpt2()))
+        fresh.adopt([list(other)[2], list(other)[2]])
+    assert len(fresh) == 0 and torch.equal(fresh.view.current(DOWN), fresh.view.base(DOWN))
+
+
+def test_ids_count_what_was_ever_applied() -> None:
+    view = WeightView(gpt2())
+    ledger = Ledger(view)
+    ids = [ledger.apply(an_edit(view, [DOWN], seed)).id for seed in range(3)]
+    ledger.remove(ids[2])
+    twin = ledger.fork(view.fork())
+    assert [i.split("-")[0] for i in ids] == ["e1", "e2", "e3"]
+    for each in (ledger, twin):
+        assert each.apply(an_edit(each.view, [DOWN], 5)).id.startswith("e4-")
+
+
+def test_an_entry_below_a_side_memory_and_one_above_know_their_state(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("EDITLAB_CACHE", str(tmp_path))
+    lm = make_lm("gpt2")
+    fact = {"prompt": "The capital of {} is", "subject": "Vinland", "target_new": "Rome"}
+    name = lm.adapter.down(lm.model, 0).name
+    lm.ledger.apply(an_edit(lm.ledger.view, [name], 1))
+    lm.edit(fact, "grace", layer=1, steps=3)
+    with_memory = lm.ledger.view.current_hash
+    above = lm.ledger.apply(an_edit(lm.ledger.view, [name], 2))
+    last = lm.ledger.apply(an_edit(lm.ledger.view, [name], 3))
+    assert above.parent_state_hash == with_memory
+    again = lm.ledger.replace(above.id, an_edit(lm.ledger.view, [name], 4))  # a later one is active
+    assert again.parent_state_hash == with_memory
+    lm.ledger.remove(last.id)
+    assert lm.ledger.replace(above.id, an_edit(lm.ledger.view, [name], 5)).parent_state_hash == with_memory
+    lm.ledger.remove(list(lm.ledger)[1].id)
+    assert lm.ledger.replace(above.id, an_edit(lm.ledger.view, [name], 6)).parent_state_hash != with_memory
+
+
 # --- ties, tables, threads ----------------------------------------------------------------------------
 
 
@@ -378,7 +431,17 @@ def test_tables_and_text_show_the_entries_and_escape_them() -> None:
     assert "<script>" not in ledger._repr_html_() + entry._repr_html_()
     (row,) = ledger.to_records()
     assert (row["id"], row["state"], row["parameters"]) == (entry.id, "active", DOWN)
-    assert row["norm"] == pytest.approx(entry.edit.deltas[DOWN].norm())
+    norm = entry.edit.deltas[DOWN].norm()
+    assert row["norm"] == pytest.approx(norm)
+    assert f"{norm:.4g}" in ledger._repr_html_() and "solved on another state" not in ledger._repr_html_()
+    second = ledger.apply(an_edit(view, [DOWN], 2))
+    ledger.remove(entry.id)
+    second = ledger[second.id]
+    says = f"{second.id} test (active, solved on another state): City 2 is in → Rome, norm "
+    assert str(second) == f"{says}{second.to_record()['norm']:.4g}"
+    assert str(ledger[entry.id]).startswith(f"{entry.id} test (removed): ")
+    assert repr(ledger) == f"Ledger(1 of 2 edits active)\n  {ledger[entry.id]}\n  {second}"
+    assert "active (solved on another state)" in ledger._repr_html_()
 
 
 def test_two_threads_on_one_ledger_lose_nothing() -> None:
