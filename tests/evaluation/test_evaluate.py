@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ import torch
 from tiny_lm import make_lm
 
 from editlab import LM, Fact
+from editlab.data.controls import CONTROLS
+from editlab.data.corpus import held_out
 from editlab.errors import ConfigError, UnknownName
 from editlab.evaluation import metrics
 from editlab.evaluation.compare import compare
 from editlab.evaluation.results import Evaluation
 from editlab.evaluation.scorer import force
 from editlab.evaluation.sequence import retention, steps
+from editlab.evaluation.suite import Suite
 from editlab.state.edit import Delta, Edit
 
 FACTS = [
@@ -82,6 +86,33 @@ def test_a_no_op_edit_changes_no_number() -> None:
     lm.undo()
     after = lm.evaluate(FACTS, **FEW)
     assert [line.edited for line in before.lines] == [line.edited for line in after.lines]
+
+
+def test_drift_is_what_plain_forward_passes_give(lm: LM) -> None:
+    found = lm.evaluate(metrics="drift", **FEW)
+    items = found.items.set_index(["metric", "state", "item"])["value"]
+    base = lm.pristine()
+    with torch.no_grad():
+        for prompt in CONTROLS[:3]:
+            ids = torch.tensor([lm.tokens(prompt)[0]])
+            now, before = (m.model(ids).logits[0, -1].double().log_softmax(-1) for m in (lm, base))
+            kl = float((before.exp() * (before - now)).sum())
+            assert items["control_kl", "edited", prompt] == pytest.approx(kl, abs=1e-5) and kl > 0
+            assert items["control_same", "edited", prompt] == float(before.argmax() == now.argmax())
+        texts = [(i, t, lm.tokens(t, sink=True)[0]) for i, t in enumerate(held_out(Suite().prose))]
+        texts = [(i, t, ids[:129]) for i, t, ids in texts if len(ids) > 64][: FEW["passages"]]
+        for state, model in (("base", base), ("edited", lm)):
+            each = []
+            for i, text, ids in texts:
+                logits = model.model(torch.tensor([ids])).logits[0, :-1].float()
+                nll = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]))
+                assert items["perplexity", state, f"{i}: {text[:40]}"] == pytest.approx(float(nll), abs=1e-4)
+                each.append(float(nll))
+            line = getattr(found["perplexity"], state)
+            assert line.mean == pytest.approx(math.exp(sum(each) / len(each)), rel=1e-4) and line.n == 2
+    (name,) = {name for entry in lm.ledger.active for name in entry.edit.deltas}
+    ratio = lm.model.get_parameter(name).norm() / base.model.get_parameter(name).norm()
+    assert items["norm_ratio", "edited", name] == pytest.approx(float(ratio), rel=1e-5)
 
 
 def test_single_scores_each_fact_under_its_own_edit(lm: LM) -> None:

@@ -246,3 +246,70 @@ def test_names_families_and_groups_can_be_mixed() -> None:
     chosen = metrics.select(["NS", "drift"])
     assert "neighbourhood" in chosen and "perplexity" in chosen and "efficacy" not in chosen
     assert "fluency" not in metrics.select(["standard"]) and "fluency" in metrics.select(["all"])
+
+
+# Which way is better, what guessing gives, whether free answers are needed, and of which questions: written down here
+# once more, so that a slip in a card or in the wiring of a metric shows.
+CARDS = {
+    "efficacy": ("higher", 0.5, False, ["rewrite"]),
+    "efficacy_magnitude": ("higher", 0.0, False, ["rewrite"]),
+    "efficacy_argmax": ("higher", 0.0, False, ["rewrite"]),
+    "paraphrase": ("higher", 0.5, False, ["paraphrase"]),
+    "paraphrase_magnitude": ("higher", 0.0, False, ["paraphrase"]),
+    "paraphrase_argmax": ("higher", 0.0, False, ["paraphrase"]),
+    "neighbourhood": ("same", 0.5, False, ["neighbour"]),
+    "neighbourhood_magnitude": ("same", 0.0, False, ["neighbour"]),
+    "neighbourhood_argmax": ("same", 0.0, False, ["neighbour"]),
+    "score": ("higher", 0.5),
+    "attribute": ("same", 0.5, False, ["attribute"]),
+    "control_kl": ("lower", 0.0),
+    "control_same": ("higher", None),
+    "perplexity": ("same", None),
+    "norm_ratio": ("same", None),
+    "fluency": ("same", None),
+    "consistency": ("higher", None),
+    "efficacy_exact": ("higher", 0.0, True, ["rewrite"]),
+    "efficacy_said": ("higher", 0.0, True, ["rewrite"]),
+    "paraphrase_exact": ("higher", 0.0, True, ["paraphrase"]),
+    "paraphrase_said": ("higher", 0.0, True, ["paraphrase"]),
+    "portability_exact": ("higher", 0.0, True, ["portability"]),
+    "neighbourhood_same": ("higher", None, True, ["neighbour"]),
+    "locality_same": ("higher", None, True, ["locality"]),
+    "negated_said": ("lower", 0.0, True, ["negated"]),
+    "negated_probability": ("lower", 0.0, False, ["negated"]),
+    "unrelated_said": ("lower", 0.0, True, ["unrelated"]),
+    "unrelated_probability": ("lower", 0.0, False, ["unrelated"]),
+    "fact_check": ("higher", 0.5, False, ["fact_check"]),
+    "zsre_efficacy": ("higher", 0.0, False, ["rewrite"]),
+    "zsre_paraphrase": ("higher", 0.0, False, ["paraphrase"]),
+    "zsre_specificity": ("same", 0.0, False, ["locality"]),
+    "rewrite_acc": ("higher", 0.0, False, ["rewrite"]),
+    "rephrase_acc": ("higher", 0.0, False, ["paraphrase"]),
+    "locality_acc": ("higher", None, False, ["neighbour", "locality"]),
+    "portability_acc": ("higher", 0.0, False, ["portability"]),
+}
+
+
+def test_directions_chances_and_questions_are_those_of_the_table() -> None:
+    for name, metric in metrics.all_metrics().items():
+        found: tuple[Any, ...] = (metric.card.better, metric.card.chance)
+        if isinstance(metric, FactMetric):
+            found += (metric.needs_answers, list(metric.kinds))
+        assert CARDS[name] == found, name
+
+
+def test_only_questions_of_its_own_kind_bear_on_a_metric() -> None:
+    """Every fact metric answers the same with or without all the other kinds of questions."""
+    everything = {
+        kind: [
+            scored(kind, "Rome.", name=name, new=0.4, true=0.3, own=0.2, yes=0.6, no=0.1) for name in ("new", "true")
+        ]
+        for kind in KINDS
+    }
+    for name, metric in metrics.all_metrics().items():
+        if not isinstance(metric, FactMetric):
+            continue
+        own = {kind: everything[kind] for kind in metric.kinds}
+        rest = {kind: found for kind, found in everything.items() if kind not in metric.kinds}
+        assert value(name, own) == value(name, everything) is not None, name
+        assert value(name, rest) is None, name

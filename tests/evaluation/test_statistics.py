@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from editlab.evaluation.metrics.counterfact import harmonic
-from editlab.evaluation.statistics import adjusted, estimate, estimate_joint, paired
+from editlab.evaluation.statistics import adjusted, estimate, estimate_joint, estimate_nested, paired
 
 
 def test_shares_get_wilson_s_interval() -> None:
@@ -61,3 +61,47 @@ def test_equal_runs_do_not_differ() -> None:
 def test_p_values_are_adjusted_for_their_number() -> None:
     assert adjusted([0.01, 0.04, 0.5]) == pytest.approx([0.03, 0.06, 0.5])
     assert adjusted([]) == []
+
+
+def test_items_of_groups_that_differ_are_less_sure_than_items_alone() -> None:
+    rng = np.random.default_rng(0)
+    groups = [list(centre + 0.01 * rng.normal(size=50)) for centre in (0.0, 1.0, 2.0, 3.0)]
+    flat = [x for group in groups for x in group]
+    nested, alone = estimate_nested(groups), estimate(flat)
+    assert (nested.method, nested.n) == ("nested bootstrap", 200)
+    assert nested.mean == pytest.approx(alone.mean) == pytest.approx(1.5, abs=0.01)
+    assert nested.high - nested.low > 3 * (alone.high - alone.low)
+    # Four groups of one mean each: the interval is that of a mean of four draws with replacement.
+    draws = rng.choice([0.0, 1.0, 2.0, 3.0], (20_000, 4)).mean(1)
+    assert (nested.low, nested.high) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])), abs=0.26)
+    assert estimate_nested(groups) == nested and estimate_nested(groups, seed=1) != nested
+
+
+def test_groups_weigh_by_their_items() -> None:
+    found = estimate_nested([[0.0] * 90, [1.0] * 10])
+    assert found.mean == pytest.approx(0.1) and 0.0 <= found.low < found.mean < found.high <= 1.0
+    same = estimate_nested([[0.25, 0.75] * 30, [0.25, 0.75] * 30])  # groups alike: items are what is not known
+    items = estimate([0.25, 0.75] * 60)
+    assert (same.low, same.high) == pytest.approx((items.low, items.high), abs=0.04)
+
+
+def test_groups_that_no_resampling_can_doubt_get_wilson_s_interval() -> None:
+    assert estimate_nested([[1.0] * 5, [1.0] * 5]) == estimate([1.0] * 10)
+    assert estimate_nested([[1.0, 0.0, 1.0], []]) == estimate([1.0, 0.0, 1.0])
+    assert estimate_nested([]).n == 0
+    assert math.isnan(estimate_nested([[1.0, math.nan], [0.0]]).low)
+
+
+def test_tests_and_intervals_repeat_with_their_seed() -> None:
+    rng = np.random.default_rng(3)
+    a = list(rng.normal(size=40))
+    b = [x + y for x, y in zip(a, rng.normal(0.3, 1, 40), strict=True)]
+    found = paired(a, b)
+    assert paired(a, b) == found and paired(a, b, seed=1).difference != found.difference
+    back = paired(b, a)
+    assert back.difference.mean == pytest.approx(-found.difference.mean) and back.p == pytest.approx(found.p, abs=0.02)
+    from scipy import stats
+
+    assert found.p == pytest.approx(stats.ttest_rel(a, b).pvalue, abs=0.02)
+    assert paired([0.0, 0.0], [1.0, 2.0]).p == 0.5  # two of four signs are as extreme
+    assert paired([1.0], [2.0]).p == 1.0
