@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
-from editlab.errors import ConfigError, did_you_mean
+from editlab.errors import ConfigError, did_you_mean, short
 
 
 class MethodConfig(BaseModel):
@@ -30,13 +30,15 @@ class MethodConfig(BaseModel):
 
 
 C = TypeVar("C", bound=BaseModel)
+MOST = 10  # problems that are listed
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # without libyaml, 3,000 brackets take seconds to refuse
 
 
 def build(model: type[C], values: Mapping[str, Any], where: str) -> C:
     """`model` from `values`.
 
     Raises:
-        ConfigError: every invalid or unknown key, in one message that starts with `where`.
+        ConfigError: the invalid and unknown keys, ten at most, in one message that starts with `where`.
     """
     try:
         return model.model_validate(dict(values))
@@ -44,14 +46,14 @@ def build(model: type[C], values: Mapping[str, Any], where: str) -> C:
         known = list(model.model_fields)
         lines = []
         for e in error.errors():
-            field = ".".join(str(part) for part in e["loc"])
+            field = short(".".join(str(part) for part in e["loc"]))
             if e["type"] == "extra_forbidden":
                 lines.append(f"there is no setting '{field}'. {did_you_mean(field, known)}")
             else:
-                given = repr(e["input"])
-                given = given if len(given) <= 80 else given[:77] + "..."
+                given = short(repr(e["input"]))
                 lines.append(f"'{field}' = {given}: {e['msg'].removeprefix('Value error, ')}")
-        raise ConfigError(f"Settings of {where}: {'; '.join(lines)}") from None
+        more = f"; and {len(lines) - MOST} more" if len(lines) > MOST else ""
+        raise ConfigError(f"Settings of {where}: {'; '.join(lines[:MOST])}{more}") from None
 
 
 def settings_of(model: type[BaseModel]) -> list[dict[str, Any]]:
@@ -98,7 +100,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
         ConfigError: missing, not YAML, or not a mapping.
     """
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = yaml.load(path.read_text(encoding="utf-8"), _LOADER)
     except FileNotFoundError:
         raise ConfigError(f"There is no file '{path}'.") from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: 2020-13-45 is no date

@@ -92,3 +92,9 @@ def did_you_mean(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"Did you mean '{close[0]}'? " if close else ""
     return f"{hint}Available: {', '.join(sorted(known))}."
+
+
+def short(text: str) -> str:
+    """A text as it is quoted in a message."""
+    text = text if len(text) <= 100 else text[:97] + "..."
+    return text.encode(errors="backslashreplace").decode()

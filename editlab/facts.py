@@ -18,6 +18,8 @@ from pydantic import (
     model_validator,
 )
 
+from editlab.errors import short
+
 LONGEST = 100_000  # characters of one text: beyond this it is a damaged file, not a prompt
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f]")
 
@@ -140,9 +142,3 @@ class Fact(BaseModel):
         """The prompt with the subject in place."""
         before, after = self.prompt.split("{}")
         return before + self.subject + after
-
-
-def short(text: str) -> str:
-    """A text as it is quoted in a message."""
-    text = text if len(text) <= 100 else text[:97] + "..."
-    return text.encode(errors="backslashreplace").decode()

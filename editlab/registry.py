@@ -26,9 +26,7 @@ CONTRACTS = {"methods": ("Config", "compute"), "memories": ("layer",), "probes":
 
 def names(kind: str = "methods") -> list[str]:
     """Names of all plug-ins of a kind, sorted; `rome_legacy.py` is called `rome-legacy`."""
-    package = importlib.import_module(PACKAGES[kind])
-    found = {_plain(m.name) for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")}
-    return sorted(found | set(_external(kind)))
+    return sorted(_own(kind).keys() | _external(kind).keys())
 
 
 def get(name: str, kind: str = "methods") -> Any:
@@ -38,20 +36,19 @@ def get(name: str, kind: str = "methods") -> Any:
         UnknownName: there is none. ConfigError: the module cannot be imported, lacks a name of the contract, or two
             plug-ins have this name.
     """
-    known = names(kind)
     name = _plain(name)
-    if name not in known:
+    every_own, every_external = _own(kind), _external(kind)
+    own, external = every_own.get(name, []), every_external.get(name, [])
+    if not own and not external:
+        known = sorted(every_own.keys() | every_external.keys())
         raise UnknownName(f"There is no {NOUNS[kind]} '{name}'.", did_you_mean(name, known))
-    package = importlib.import_module(PACKAGES[kind])
-    own = [m.name for m in pkgutil.iter_modules(package.__path__) if _plain(m.name) == name]
-    external = _external(kind).get(name, [])
     if len(own) + len(external) > 1:
         # None may take another's place unnoticed.
-        places = [*(f"{PACKAGES[kind]}.{n}" for n in own), *(e.value for e in external)]
+        places = [*own, *(e.value for e in external)]
         raise ConfigError(f"There are several {kind} called '{name}': {', '.join(places)}.", "Remove or rename one.")
     module: ModuleType
     try:
-        module = external[0].load() if external else importlib.import_module(f"{PACKAGES[kind]}.{own[0]}")
+        module = external[0].load() if external else importlib.import_module(own[0])
     except (ImportError, SyntaxError, AttributeError) as error:
         raise ConfigError(f"The {NOUNS[kind]} '{name}' cannot be imported: {error}.", "Repair or remove it.") from error
     missing = [n for n in CONTRACTS[kind] if not hasattr(module, n)]
@@ -62,6 +59,16 @@ def get(name: str, kind: str = "methods") -> Any:
 
 def _plain(name: str) -> str:
     return name.strip().lower().replace("_", "-")
+
+
+def _own(kind: str) -> dict[str, list[str]]:
+    """Modules of the package, by the plug-in's name."""
+    package = importlib.import_module(PACKAGES[kind])
+    found: dict[str, list[str]] = {}
+    for module in pkgutil.iter_modules(package.__path__):
+        if not module.name.startswith("_"):
+            found.setdefault(_plain(module.name), []).append(f"{PACKAGES[kind]}.{module.name}")
+    return found
 
 
 def _external(kind: str) -> dict[str, list[EntryPoint]]:

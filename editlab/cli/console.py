@@ -127,6 +127,11 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells)
 
 
+def printable(text: str) -> str:
+    """The text with what a terminal would act upon, and not show, spelled out; a file name may hold such a thing."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 def size_text(size: int) -> str:
     """Bytes for people: "538.1 MB"."""
     amount, unit = float(size), "B"
@@ -176,8 +181,8 @@ def show_problem(problem: Problem, *, as_json: bool) -> None:
         _print_json({"schema_version": SCHEMA_VERSION, "error": error})
     else:
         print(
-            f"error: {problem.what}",
-            *([problem.fix] if problem.fix else []),
+            f"error: {printable(problem.what)}",
+            *([printable(problem.fix)] if problem.fix else []),
             sep="\n",
             file=sys.stderr,
             flush=True,

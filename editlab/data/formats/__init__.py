@@ -26,8 +26,8 @@ from editlab.data.formats import files
 from editlab.data.formats.base import Flaw, Layout, Malformed
 from editlab.data.formats.json_text import NotJson, decode
 from editlab.data.formats.report import Note, Problem, Report
-from editlab.errors import ConfigError, RequestError, UnknownName, did_you_mean
-from editlab.facts import Fact, short
+from editlab.errors import ConfigError, RequestError, UnknownName, did_you_mean, short
+from editlab.facts import Fact
 
 __all__ = [
     "Layout",

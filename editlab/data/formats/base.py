@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from editlab.facts import LONGEST, Fact, short
+from editlab.errors import short
+from editlab.facts import LONGEST, Fact
 
 Row = dict[str, Any]
 Note = Callable[[str, str], None]  # field, what

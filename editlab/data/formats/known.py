@@ -5,7 +5,8 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from editlab.data.formats.base import Flaw, Layout, Malformed, Note, Row, build, identity
-from editlab.facts import Prompt, Text, short
+from editlab.errors import short
+from editlab.facts import Prompt, Text
 
 
 class KnownFact(BaseModel):

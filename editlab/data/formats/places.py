@@ -18,7 +18,7 @@ import unicodedata
 from typing import Any
 
 from editlab.data.formats.base import Flaw, Malformed, Note
-from editlab.facts import short
+from editlab.errors import short
 
 _ALIKE = str.maketrans(dict.fromkeys("‘’‚‛`´ʼ′", "'") | dict.fromkeys("“”„‟″", '"') | dict.fromkeys("‐‑‒–—―−", "-"))
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from editlab.data.formats.base import Flaw, Layout, Malformed, Note, Row, build
-from editlab.facts import Fact, short
+from editlab.errors import short
+from editlab.facts import Fact
 
 _NESTED = frozenset(
     {"paraphrases", "neighbours", "locality", "portability", "attributes", "generation_prompts", "tags"}
