@@ -6,8 +6,7 @@
    before it make q, k and v. Outside attention, the last of width D is `down`, those before it `up` and `gate`.
 4. A module that reads exactly such a projection's output and is a child of the block is a post-norm: then its
    output is what reaches the residual stream.
-5. Which features belong to which head of v follows from the KV cache of the probe, and of k likewise at
-   position 0, where rotary embedding is the identity.
+5. Which features belong to which head follows from the KV cache of the probe; see `head_layouts`.
 6. Proof: resid_pre + attn_out + mlp_out = resid_post, and starting at layer 1 from the recorded residual stream
    gives the probe's logits. A model that fails is refused with the number; nothing is guessed.
 
@@ -30,6 +29,7 @@ from transformers.pytorch_utils import Conv1D
 from editlab.errors import AdapterError
 from editlab.hooks.adapter import HeadLayout, LayerPaths, ModelAdapter
 from editlab.hooks.cone import entering_at
+from editlab.hooks.head_layouts import query_key_value
 from editlab.hooks.kv_cache import cache_made
 
 _HINT = "Hand in a ModelAdapter written for it: LM(model, tokenizer, adapter=...)."
@@ -209,7 +209,8 @@ def _layer(
     if len(ups) == 2:
         gate = next((n for n in ups if "gate" in n.rsplit(".", 1)[-1]), ups[0])
         ups.remove(gate)
-    q, k, v = _qkv(seen, firsts, index, n_heads, n_kv, width)
+    outputs = {name: seen.outputs[name] for name in firsts}
+    q, k, v = query_key_value(outputs, seen.cache.layers[index], n_heads, n_kv, width)
     return LayerPaths(
         block=block,
         attn=f"{block}.{attn[0]}",
@@ -259,77 +260,6 @@ def _norm_after(seen: _Seen, inside: str, layout: HeadLayout | None) -> str | No
         if name.startswith(inside) and read and _equal(read[0].flatten().sort().values, given):
             return name
     return None
-
-
-def _qkv(
-    seen: _Seen, firsts: list[str], index: int, n_heads: int, n_kv: int, width: int
-) -> tuple[HeadLayout | None, HeadLayout | None, HeadLayout | None]:
-    keys, values = seen.cache.layers[index].keys, seen.cache.layers[index].values
-    if keys.shape[1] != n_kv:
-        return None, None, None
-    v = next((h for n in firsts if (h := _match(n, seen.outputs[n], values))), None)
-    if v is None:
-        return None, None, None
-    if len(firsts) == 3:
-        rest = [n for n in firsts if n != v.path]
-        # Norms on q and k hide the match; then the name has to do.
-        k_path = next((n for n in rest if _match(n, seen.outputs[n], keys, slice(0, 1))), None) or next(
-            (n for n in rest if n.rsplit(".", 1)[-1].startswith("k")), rest[1]
-        )
-        rest.remove(k_path)
-        return _plain(rest[0], n_heads, width), _plain(k_path, n_kv, width), v
-    return _fused(v, seen.outputs[v.path], keys, n_heads, n_kv, width)
-
-
-def _match(path: str, output: Tensor, cached: Tensor, positions: slice = slice(None)) -> HeadLayout | None:
-    """Which features of `output` (B, T, F) hold the cached heads (B, K, T, e), by their values."""
-    if output.dim() != 3:
-        return None
-    have = output[:, positions].flatten(0, 1)  # (n, F)
-    want = cached[:, :, positions].permute(0, 2, 1, 3).flatten(0, 1)  # (n, K, e)
-    features = []
-    for head in want.unbind(1):
-        same = (have[:, :, None] - head[:, None, :]).abs().amax(0)  # (F, e)
-        best, index = same.min(0)
-        if not bool((best <= 1e-6 + 1e-5 * head.abs().amax()).all()) or len(index.unique()) != len(index):
-            return None
-        features.append(tuple(index.tolist()))
-    return HeadLayout(path, tuple(features), have.shape[-1])
-
-
-def _plain(path: str, heads: int, width: int) -> HeadLayout:
-    features = tuple(tuple(range(h * width, (h + 1) * width)) for h in range(heads))
-    return HeadLayout(path, features, heads * width)
-
-
-def _fused(
-    v: HeadLayout, output: Tensor, keys: Tensor, n_heads: int, n_kv: int, width: int
-) -> tuple[HeadLayout | None, HeadLayout | None, HeadLayout | None]:
-    """q and k of a fused projection, from where v lies: all of q, k, v in turn, or group by group."""
-    total = output.shape[-1]
-    if total != (n_heads + 2 * n_kv) * width:
-        return None, None, v
-    per_group = n_heads // n_kv
-    concatenated = tuple(range((n_heads + 2 * n_kv) * width))
-    span = (per_group + 2) * width
-
-    def heads(starts: list[int]) -> HeadLayout:
-        return HeadLayout(v.path, tuple(concatenated[s : s + width] for s in starts), total)
-
-    in_turn = (
-        heads([h * width for h in range(n_heads)]),
-        heads([(n_heads + h) * width for h in range(n_kv)]),
-        heads([(n_heads + n_kv + h) * width for h in range(n_kv)]),
-    )
-    grouped = (
-        heads([(h // per_group) * span + (h % per_group) * width for h in range(n_heads)]),
-        heads([g * span + per_group * width for g in range(n_kv)]),
-        heads([g * span + (per_group + 1) * width for g in range(n_kv)]),
-    )
-    for q, k, candidate in (in_turn, grouped):
-        if candidate == v and _match(v.path, output, keys, slice(0, 1)) == k:
-            return q, k, v
-    return None, None, v
 
 
 def _final_norm(model: nn.Module, seen: _Seen, last_block: str, family: str) -> str:
