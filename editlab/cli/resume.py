@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -31,15 +30,20 @@ def register(app: typer.Typer) -> None:
             return
         plan, name, facts = read_run(run)
         if is_finished(run):
+            _say_finished(out, run)
             drop_single_packs(run)  # a kill may have come between
-            state = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["state_hash"]
-            data = {"run": str(run), "state": "finished", "state_hash": state}
-            out.result(data, f"'{run}' is finished; there is nothing to go on with.")
             return
         lm = checkpoint.open(out.on_step, name)
         with interruptible(run):
             result = run_batch(lm, facts, plan, run, out.on_step, force=force)
         finish(out, lm, plan.method, run, list(result.reports), list(result.failed), result.stopped)
+
+
+def _say_finished(out: Output, run: Path) -> None:
+    from editlab.runs.records import finished_state
+
+    data = {"run": str(run), "state": "finished", "state_hash": finished_state(run)}
+    out.result(data, f"'{run}' is finished; there is nothing to go on with.")
 
 
 def _resume_memory(out: Output, checkpoint: Checkpoint, run: Path, force: bool) -> bool:
@@ -52,9 +56,7 @@ def _resume_memory(out: Output, checkpoint: Checkpoint, run: Path, force: bool) 
     if planned is None:
         return False
     if is_finished(run):
-        state = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["state_hash"]
-        data = {"run": str(run), "state": "finished", "state_hash": state}
-        out.result(data, f"'{run}' is finished; there is nothing to go on with.")
+        _say_finished(out, run)
         return True
     from editlab.cli.memory import Target, carry_out
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, NotRequired
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from editlab.errors import EditlabError
+from editlab.errors import EditlabError, ResumeRefused
 from editlab.runs.batch import is_finished
 from editlab.runs.journal import NAME as JOURNAL
 from editlab.runs.journal import Journal
@@ -128,6 +128,22 @@ def read_record(folder: Path) -> RunRecord:
         return RunRecord(folder, kind, state, {}, model, committed)
     except (EditlabError, OSError, ValueError, KeyError, IndexError):
         return RunRecord(folder, "", "unreadable")
+
+
+def finished_state(folder: Path) -> str:
+    """Hash of the weights that a finished run led to, less what was undone since.
+
+    Raises:
+        ResumeRefused: its manifest is missing or damaged.
+    """
+    record = read_record(folder)
+    state = record.manifest.get("state_hash")
+    if not isinstance(state, str):
+        raise ResumeRefused(
+            f"'{folder}' is finished, but its manifest.json is missing or damaged.",
+            "Put it back as it was, or start a new run.",
+        )
+    return state
 
 
 def recorded_mode(folder: Path) -> str:

@@ -33,6 +33,10 @@ def test_retain_gives_curves_figures_and_a_run_that_can_be_gone_on_with(
     again = cli("resume", tmp_path / "run", "-m", model(), "--json", "-q")
     assert again.code == 0 and again.data["rows"] == ended.data["rows"]
     assert cli("resume", tmp_path / "run", "-m", model(), "--json", "-q").data["state"] == "finished"
+    (tmp_path / "run" / "manifest.json").write_text("{}")
+    assert cli("resume", tmp_path / "run").code == 7
+    journal.write_text(lines[0].replace('"verb"', '"werb"') + "".join(lines[1:]))
+    assert cli("resume", tmp_path / "run").code == 7
     listed = cli("ls", "runs", "--json")
     assert listed.code == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from editlab.memories.kinds.grace import Code, _add
 from editlab.memories.kinds.wise import Bank, Layer, Part, Routing, banks_of, mask_of, pack, shards_of, unpack
 from editlab.memories.sketch import Limits, Sketch
 from editlab.rows import rewrite_row
+from editlab.state.edit import Edit
 
 FACTS = [
     Fact(prompt="The capital of {} is", subject="Vinland", target_new="Rome"),
@@ -666,3 +668,20 @@ def test_a_codebook_answers_at_its_key_and_nowhere_else() -> None:
     assert routing["answers"].tolist() == ["key 0", "model", "model", "model"]
     batch = lm.encode(FAR)
     assert torch.equal(lm.forward(batch), make_lm("llama").forward(batch))
+
+
+def test_what_a_pack_says_of_its_edits_is_not_trusted(quick: dict[str, Any]) -> None:
+    more = quick | {"replay": 2, "steps": 3}
+
+    def after(edit: Edit) -> LM:
+        lm = make_lm("llama")
+        lm.ledger.apply(edit)
+        return written(lm, more, FACTS[1:2])
+
+    first = written(make_lm("llama"), more, FACTS[:1]).ledger.active[0].edit
+    wanted = after(first).state_hash
+    for info in ({}, {"edits": "none"}, {"edits": [{"shard": 7}, {"shard": "a"}]}):
+        assert after(replace(first, info={"activation": first.info["activation"]} | info)).state_hash == wanted
+    for requests in ([], [{"prompt": 1}], [*first.requests, *first.requests]):
+        with pytest.raises(PackError, match="does not name the facts"):
+            after(replace(first, requests=requests))

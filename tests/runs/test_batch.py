@@ -283,3 +283,10 @@ def test_resume_of_what_is_no_run_or_done(
     ended = cli("resume", tmp_path / "run", "--json")
     assert ended.code == 0 and ended.data["state"] == "finished"
     assert len(read_pack(tmp_path / "run").entries) == 3
+    sound = (tmp_path / "run" / "manifest.json").read_text()
+    for damaged in (None, "", "[]", "{}", sound.replace("state_hash", "state_has"), sound.replace("written", "writen")):
+        (tmp_path / "run" / "manifest.json").unlink(missing_ok=True)
+        if damaged is not None:
+            (tmp_path / "run" / "manifest.json").write_text(damaged)
+        refused = cli("resume", tmp_path / "run")
+        assert refused.code == 7 and "its manifest.json is missing or damaged" in refused.err, damaged

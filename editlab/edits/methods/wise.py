@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, ValidationError, model_validator
 from torch import Tensor
 
 from editlab.config import MethodConfig
@@ -36,7 +36,7 @@ from editlab.edits.rewordings import behind_prose, with_other_openings, with_wor
 from editlab.edits.settings import memory_layer
 from editlab.edits.side_metric import factor_of
 from editlab.edits.side_training import Inputs, Quiet, Rows, Trained, Unknown, inputs_of, kept_inputs_of, train
-from editlab.errors import RequestError
+from editlab.errors import PackError, RequestError
 from editlab.memories.kinds.wise import Routing, Shard, mask_of, pack, shards_of
 from editlab.memories.merges import MERGES
 from editlab.progress import OnStep, StepInfo, silent
@@ -184,17 +184,16 @@ class _Memory:
     @classmethod
     def begun(cls, lm: LM, path: str) -> _Memory:
         """With what the active edits at `path` wrote."""
-        from editlab.facts import Fact
-
         memory = cls((lm.adapter.d_model, lm.adapter.d_mlp), lm.device)
         routed = [e.edit for e in lm.ledger.active if e.edit.routing is not None and e.edit.routing["path"] == path]
         before = [(e, e.routing) for e in routed if e.routing is not None and e.routing["kind"] == "wise"]
         memory.number = max((routing["number"] + routing["count"] for _, routing in before), default=0)
         memory.written = shards_of([edit for edit, _ in before], memory.shape)
         memory.prompts = {n: list(shard.inputs) for n, shard in memory.written.items()}
-        for edit, _ in before:
-            for request, record in zip(edit.requests, edit.info["edits"], strict=True):
-                memory.facts.setdefault(int(record["shard"]), []).append(Fact.model_validate(request))
+        for edit, routing in before:
+            for i, fact in enumerate(_facts_of(edit)):
+                shard = (routing["number"] + i) // routing["shard_size"]
+                memory.facts.setdefault(shard, []).append(fact)
         return memory
 
     def change(self, shard: int) -> Tensor:
@@ -217,6 +216,27 @@ class _Memory:
         self.facts.setdefault(shard, []).append(fact)
         self.number += 1
         return values.cpu() - before[mask].cpu()
+
+
+def _facts_of(edit: Edit) -> list[Fact]:
+    """The facts that an edit wrote, one for each of its numbers; a pack may say anything there.
+
+    Raises:
+        PackError: it names other than these.
+    """
+    from editlab.facts import Fact
+
+    try:
+        facts = [Fact.model_validate(request) for request in edit.requests]
+    except ValidationError:
+        facts = []
+    assert edit.routing is not None
+    if len(facts) != edit.routing["count"]:
+        raise PackError(
+            "An earlier edit of this side memory does not name the facts that it wrote, so they cannot be rehearsed.",
+            "Load its pack as it was saved, or undo it.",
+        )
+    return facts
 
 
 def _one(

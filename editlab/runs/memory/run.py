@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from editlab.config import build
-from editlab.errors import ConfigError
+from editlab.errors import ConfigError, ResumeRefused
 from editlab.progress import OnStep, silent
 from editlab.runs.batch import check_basis
 from editlab.runs.folder import check_free, write_config, write_table
@@ -170,12 +170,15 @@ def read_planned(folder: Path, verbs: dict[str, Verb]) -> Planned | None:
     """The plan of a memory run; None if the folder is none.
 
     Raises:
-        ConfigError: its verb or settings are not known.
+        ConfigError: its verb or settings are not known. ResumeRefused: its plan is damaged.
     """
     events = Journal(folder).events if (folder / JOURNAL).is_file() else []
     if not events or events[0].get("kind") != KIND:
         return None
     first = events[0]
+    kinds = {"verb": str, "plan": dict, "model": str}
+    if not all(isinstance(first.get(name), kind) for name, kind in kinds.items()):
+        raise ResumeRefused(f"The plan in '{folder}/{JOURNAL}' is damaged.", "Start a new run.")
     if first["verb"] not in verbs:
         raise ConfigError(f"'{folder}' is a run of '{first['verb']}', which this editlab does not know.")
     verb = verbs[first["verb"]]
