@@ -13,7 +13,8 @@ from editlab.lm import LM
 from editlab.probes.conflicts.behaviour import Behaviour, probe
 from editlab.probes.conflicts.heads import HeadMap, map_heads
 from editlab.probes.conflicts.items import ItemSettings
-from editlab.probes.conflicts.prune import GRID, PruneSettings, Pruning, prune
+from editlab.probes.conflicts.prune import GRID, PruneSettings, prune
+from editlab.probes.conflicts.prune_results import Pruning
 from editlab.progress import OnStep
 from editlab.runs import run_folder, write_table
 

@@ -10,7 +10,7 @@ import streamlit as st
 from editlab.errors import ConfigError
 from editlab.hooks.heads import Head, check_heads, head_name, read_heads
 from editlab.probes.conflicts.heads import HeadMap
-from editlab.probes.conflicts.prune import Pruning
+from editlab.probes.conflicts.prune_results import Pruning
 from editlab.viz.conflicts import head_map, pruning_curve
 from editlab.viz.locate import with_points
 

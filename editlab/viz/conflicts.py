@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from editlab.probes.conflicts.flow import Flow
     from editlab.probes.conflicts.heads import HeadMap
-    from editlab.probes.conflicts.prune import Pruning
+    from editlab.probes.conflicts.prune_results import Pruning
     from editlab.probes.conflicts.rates import Rates
     from editlab.runs.edited_conflicts import Edited
 

@@ -25,7 +25,8 @@ from editlab.probes.conflicts.behaviour import probe
 from editlab.probes.conflicts.heads import HeadMap, map_heads
 from editlab.probes.conflicts.items import Items, ItemSettings, build_items
 from editlab.probes.conflicts.levers import compare
-from editlab.probes.conflicts.prune import PruneSettings, Pruning, prune
+from editlab.probes.conflicts.prune import PruneSettings, prune
+from editlab.probes.conflicts.prune_results import Pruning
 from editlab.probes.conflicts.transfer import transfer_of
 from editlab.progress import StepInfo
 from editlab.runs.edited_conflicts import edited_conflicts

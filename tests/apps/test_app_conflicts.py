@@ -17,7 +17,7 @@ from editlab.viz.locate import with_points
 
 @pytest.fixture(autouse=True)
 def little_prose(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("editlab.probes.conflicts.prune.PASSAGES", 2)
+    monkeypatch.setattr("editlab.probes.conflicts.prune_costs.PASSAGES", 2)
 
 
 def test_conflicts_are_asked_pruned_kept_and_undone(app: App, place: Path) -> None:

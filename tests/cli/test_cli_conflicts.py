@@ -14,7 +14,7 @@ WORLD = ["-m", "factworld-llama", "--subjects", "20", "--draws", "1", "-q"]
 
 @pytest.fixture(autouse=True)
 def little_prose(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("editlab.probes.conflicts.prune.PASSAGES", 2)
+    monkeypatch.setattr("editlab.probes.conflicts.prune_costs.PASSAGES", 2)
 
 
 def test_probe_gives_rates_and_a_figure(cli: Cli, tmp_path: Path) -> None:

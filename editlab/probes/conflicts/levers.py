@@ -26,7 +26,8 @@ from editlab.probes.conflicts.contrast import adacad, cad
 from editlab.probes.conflicts.heads import Direction, HeadMap
 from editlab.probes.conflicts.items import Item, Items
 from editlab.probes.conflicts.juice import ENLARGE, SUPPRESS, DualRun, select
-from editlab.probes.conflicts.prune import PruneSettings, Pruning, prune
+from editlab.probes.conflicts.prune import PruneSettings, prune
+from editlab.probes.conflicts.prune_results import Pruning
 from editlab.probes.conflicts.rates import Rates, by_subject, moved, rates
 from editlab.probes.conflicts.readout import Answers, Prompts, judged
 from editlab.progress import OnStep, StepInfo, silent

@@ -14,38 +14,29 @@ of PH3 (arXiv 2402.18154, whose own score could not be read) and of JuICE's appl
 
 from __future__ import annotations
 
-import html
-import math
-import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from editlab.config import MethodConfig
-from editlab.data.corpus import held_out
 from editlab.errors import ConfigError
-from editlab.evaluation.statistics import Paired
-from editlab.hooks.batch import pad_rows
-from editlab.hooks.heads import Head, HeadGains, head_name
+from editlab.hooks.heads import Head, HeadGains
 from editlab.probes.conflicts.heads import Direction, HeadMap
 from editlab.probes.conflicts.items import Item, Items
-from editlab.probes.conflicts.rates import Rates, by_subject, moved, rates
-from editlab.probes.conflicts.readout import Answers, Prompts, judged
+from editlab.probes.conflicts.prune_controls import control_sets, measure
+from editlab.probes.conflicts.prune_costs import Bench, Prose
+from editlab.probes.conflicts.prune_results import KRow, Pruning
+from editlab.probes.conflicts.rates import by_subject, moved, rates
+from editlab.probes.conflicts.readout import Prompts, judged
 from editlab.progress import OnStep, StepInfo, silent
 
 if TYPE_CHECKING:
-    import pandas as pd
-    import plotly.graph_objects as go
-
     from editlab.lm import LM
 
 GRID = (1, 3, 5, 7, 9, 15)
-PASSAGES, PASSAGE_TOKENS = 16, 129
 
 
 class PruneSettings(MethodConfig):
@@ -60,218 +51,6 @@ class PruneSettings(MethodConfig):
     max_perplexity: float = Field(default=1.05, ge=1, description="perplexity on prose over the unpruned one, at most")
     controls: int = Field(default=20, ge=0, le=200, description="random head sets of the same layers")
     seed: int = Field(default=0, ge=0, description="seed of the random sets")
-
-
-@dataclass(frozen=True)
-class KRow:
-    """One K on validation subjects.
-
-    Attributes:
-        target: share of answers that are the target's. log_p: mean log-probability of the target.
-        recall: closed-book answers kept, of those the unpruned model gives. perplexity: over the unpruned model's.
-    """
-
-    k: int
-    heads: tuple[Head, ...]
-    rates: Rates
-    target: float
-    log_p: float
-    recall: float
-    perplexity: float
-    safe: bool
-
-
-@dataclass(frozen=True)
-class Control:
-    """Rises of the target share by sets of heads that should not do it."""
-
-    name: str
-    rises: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        """Mean over the sets."""
-        return float(np.mean(self.rises))
-
-    @property
-    def spread(self) -> tuple[float, float]:
-        """Between which nineteen of twenty sets lie; NaN for a single one."""
-        if len(self.rises) < 2:
-            return float("nan"), float("nan")
-        low, high = np.percentile(self.rises, [2.5, 97.5])
-        return float(low), float(high)
-
-
-@dataclass(frozen=True)
-class Pruning:
-    """A choice of heads and what it does to test subjects.
-
-    Attributes:
-        rows: every K on validation subjects. safe: the best K that keeps recall and perplexity; None if none does.
-        best: the best K of all. base: unpruned test rates. ceiling: closed-book rates of the same items.
-        tested: rates on test subjects by name ("K=5", "agreeing, K=5"). change: of the target share by K, for best
-            and safe. costs: of the same, recall, perplexity and kl. controls: for the best K.
-    """
-
-    settings: PruneSettings
-    rows: tuple[KRow, ...]
-    safe: KRow | None
-    best: KRow
-    base: Rates
-    ceiling: Rates
-    tested: tuple[Rates, ...]
-    change: dict[int, Paired]
-    costs: dict[int, dict[str, float]]
-    controls: tuple[Control, ...]
-    items: int
-    relation: str
-    format: str
-    model: str
-
-    @property
-    def headline(self) -> str:
-        """One sentence with the numbers that matter."""
-        to = self.settings.direction
-        before = getattr(self.base, to)
-        after = getattr(next(r for r in self.tested if r.condition == f"K={self.best.k}"), to)
-        found = self.change[self.best.k].difference
-        safe = (
-            "no K keeps recall and perplexity"
-            if self.safe is None
-            else f"K={self.safe.k} is the best that keeps recall and perplexity"
-            f" ({self.change[self.safe.k].difference.mean:+.0%})"
-        )
-        chance = self.controls[0].mean if self.controls else float("nan")
-        return (
-            f"Pruning {self.best.k} heads towards the {to}: {before.mean:.0%} -> {after.mean:.0%} of test answers "
-            f"({found.mean:+.0%}, 95 % {found.low:+.0%} to {found.high:+.0%}; random heads {chance:+.0%}; "
-            f"{self.base.memory.n} subjects); {safe}."
-        )
-
-    def to_pandas(self) -> pd.DataFrame:
-        """Test rows: unpruned, pruned, ceiling; controls with the spread of their sets instead of an interval."""
-        import pandas as pd
-
-        to = self.settings.direction
-        rows = [r.to_record() for r in (self.base, *self.tested, self.ceiling)]
-        base = getattr(self.base, to).mean
-        rows += [
-            {
-                "condition": f"{c.name}, K={self.best.k}",
-                "items": self.items,
-                "subjects": self.base.memory.n,
-                to: base + c.mean,
-                f"{to}_low": base + c.spread[0],
-                f"{to}_high": base + c.spread[1],
-            }
-            for c in self.controls
-        ]
-        return pd.DataFrame(rows)
-
-    def validation(self) -> pd.DataFrame:
-        """One row per K on validation subjects."""
-        import pandas as pd
-
-        return pd.DataFrame(
-            [
-                {
-                    "k": row.k,
-                    "heads": " ".join(head_name(h) for h in row.heads),
-                    **{k: v for k, v in row.rates.to_record().items() if k != "condition"},
-                    "target_log_p": row.log_p,
-                    "recall": row.recall,
-                    "perplexity": row.perplexity,
-                    "safe": row.safe,
-                }
-                for row in self.rows
-            ]
-        )
-
-    def plot(self) -> go.Figure:
-        """Shares against K on validation subjects, with recall, and the random band."""
-        from editlab.viz.conflicts import pruning_curve
-
-        return pruning_curve(self)
-
-    def _repr_html_(self) -> str:
-        return f"<p>{html.escape(self.headline)}</p>{self.to_pandas().to_html(index=False)}"
-
-
-class Bench:
-    """A set of items and everything pruning is measured by, read many times.
-
-    Args:
-        lowest: the first layer in which heads will be pruned.
-    """
-
-    def __init__(self, lm: LM, items: Items, lowest: int) -> None:
-        self.lm, self.items = lm, items
-        self.conflict = Prompts(lm, [item.ids for item in items.items])
-        self.closed = Prompts(lm, [item.closed for item in items.items])
-        for prompts in (self.conflict, self.closed):
-            prompts.freeze(lowest)
-        self.base = self.answers(None)
-        self.base_closed = self.closed_book(None)
-
-    def answers(self, gains: HeadGains | None) -> Answers:
-        """Answers to the conflicts."""
-        return judged(self.conflict.every(gains), self.items)
-
-    def closed_book(self, gains: HeadGains | None) -> Answers:
-        """Answers without any context."""
-        return judged(self.closed.every(gains), self.items)
-
-    def recall(self, gains: HeadGains) -> float:
-        """The share of closed-book answers that stays, of the unpruned model's right ones."""
-        kept = self.base_closed.is_memory
-        found = self.closed_book(gains).is_memory
-        return float(found[kept].mean()) if kept.any() else float("nan")
-
-
-class Prose:
-    """Perplexity and KL on ordinary text (held-out passages of the factbook: 2,048 predicted tokens).
-
-    Args:
-        lowest: the first layer in which heads will be pruned.
-    """
-
-    def __init__(self, lm: LM, lowest: int = 0) -> None:
-        rows = []
-        for text in held_out():
-            ids, _ = lm.tokens(text, sink=True)
-            if len(ids) >= PASSAGE_TOKENS:
-                rows.append(ids[:PASSAGE_TOKENS])
-            if len(rows) == PASSAGES:
-                break
-        self.lm = lm
-        self.batch = pad_rows(rows, pivots="right", device=lm.device)
-        parts = [self.batch.rows(part) for part in torch.arange(len(rows)).split(4)]
-        self.cones = [lm.prefix(part, lowest) for part in parts]
-        self.base = self._log_probs(None)
-        self.nll = self._nll(self.base)
-
-    @property
-    def tokens(self) -> int:
-        """How many are predicted."""
-        return self.batch.n_rows * (self.batch.width - 1)
-
-    def cost(self, gains: HeadGains) -> dict[str, float]:
-        """Perplexity over the unpruned model's, and the mean KL of the next token from it."""
-        found = self._log_probs(gains)
-        kl = float((self.base.exp() * (self.base - found)).sum(-1).mean())
-        return {"perplexity": math.exp(self._nll(found) - self.nll), "kl": kl}
-
-    def _log_probs(self, gains: HeadGains | None) -> Tensor:
-        out = []
-        for cone in self.cones:
-            with self.lm.session() as s, torch.no_grad(), (gains or HeadGains({})).within(s):
-                logits = s.run(cone).logits
-            assert logits is not None
-            out.append(logits[:, :-1].float().log_softmax(-1).cpu())
-        return torch.cat(out)
-
-    def _nll(self, log_probs: Tensor) -> float:
-        return -float(log_probs.gather(-1, self.batch.ids.cpu()[:, 1:, None]).double().mean())
 
 
 def prune(
@@ -349,12 +128,9 @@ def _test(
     settings: PruneSettings,
     on_step: OnStep,
 ) -> Pruning:
-    to = settings.direction
     test = items.split("test")
-    sets = random_sets(best.heads, heads.mean.shape[1], settings.controls, settings.seed)
-    wrong = heads.ranked(to)[: best.k]
-    looking = attention_ranked(lm, items.split("discovery").items)[: best.k] if settings.controls else []
-    others = [h for group in (*sets, wrong, looking) for h in group]
+    sets = control_sets(lm, items, heads, best.heads, settings)
+    others = [head for group in sets.values() for chosen in group for head in chosen]
     bench = Bench(lm, test, min(layer for layer, _ in (*best.heads, *others)))
     tested, change, costs = [], {}, {}
     for row in {row.k: row for row in (best, *([safe] if safe else []))}.values():
@@ -363,22 +139,8 @@ def _test(
         tested.append(rates(f"K={row.k}", answers))
         agreeing = Prompts(lm, [lm.tokens(item.agreeing)[0] for item in test.items])
         tested.append(rates(f"agreeing, K={row.k}", judged(agreeing.every(gains), test)))
-        change[row.k] = moved(bench.base, answers, to)
+        change[row.k] = moved(bench.base, answers, settings.direction)
         costs[row.k] = {"recall": bench.recall(gains), **prose.cost(gains)}
-    base_share = _share(bench.base, to)
-    kinds = {"random heads of the same layers": sets, "heads of the wrong sign": [wrong], "by attention": [looking]}
-    total, done = sum(len(s) for s in kinds.values()), 0
-    controls = []
-    for name, group in kinds.items():
-        found = []
-        for chosen in group:
-            on_step(StepInfo("controls on test subjects", done, total, "head sets", name))
-            done += 1
-            if chosen:
-                found.append(_share(bench.answers(HeadGains.pruning(chosen)), to) - base_share)
-        if found:
-            controls.append(Control(name, tuple(found)))
-    on_step(StepInfo("controls on test subjects", total, total, "head sets"))
     return Pruning(
         settings,
         tuple(rows),
@@ -389,50 +151,12 @@ def _test(
         tuple(tested),
         change,
         costs,
-        tuple(controls),
+        measure(bench, sets, settings, on_step),
         len(test),
         items.relation,
         items.settings.format,
         lm.name,
     )
-
-
-def _share(answers: Answers, to: Direction) -> float:
-    hit = answers.is_memory if to == "memory" else answers.is_context
-    return float(by_subject(hit.astype(float), answers.subjects).mean())
-
-
-def random_sets(heads: Sequence[Head], n_heads: int, n: int, seed: int) -> list[list[Head]]:
-    """Sets with as many heads in every layer, of heads that are not in `heads` while there are any."""
-    rng = random.Random(seed)
-    out = []
-    for _ in range(n):
-        chosen: list[Head] = []
-        for layer in sorted({layer for layer, _ in heads}):
-            here = [head for at, head in heads if at == layer]
-            rest = [head for head in range(n_heads) if head not in here]
-            picked = rng.sample(rest, min(len(here), len(rest)))
-            picked += rng.sample(here, len(here) - len(picked))
-            chosen += [(layer, head) for head in picked]
-        out.append(chosen)
-    return out
-
-
-def attention_ranked(lm: LM, items: Sequence[Item]) -> list[Head]:
-    """Heads by how much the last position looks at the context's answer, most first."""
-    mass = np.zeros((lm.adapter.n_layers, lm.adapter.n_heads))
-    for start in range(0, len(items), 16):
-        chunk = items[start : start + 16]
-        batch = pad_rows([item.ids for item in chunk], device=lm.device)
-        with lm.session() as s, torch.no_grad():
-            s.capture("pattern")
-            kept = s.run(batch, read=None).captured
-        for i, item in enumerate(chunk):
-            first, stop = (batch.column(i, t) for t in item.spans["obj_ctx"])
-            for layer in range(lm.adapter.n_layers):
-                mass[layer] += kept["pattern", layer][i, :, -1, first:stop].sum(-1).double().cpu().numpy()
-    order = np.argsort(-mass.ravel(), kind="stable")
-    return [divmod(int(i), mass.shape[1]) for i in order]
 
 
 def _means(lm: LM, items: Sequence[Item], heads: Sequence[Head]) -> dict[Head, Tensor]:

@@ -20,7 +20,10 @@ from editlab.probes.conflicts.behaviour import probe
 from editlab.probes.conflicts.flow import flow
 from editlab.probes.conflicts.heads import HeadMap, HeadSettings, map_heads
 from editlab.probes.conflicts.items import Items, ItemSettings
-from editlab.probes.conflicts.prune import Prose, PruneSettings, Pruning, prune, random_sets
+from editlab.probes.conflicts.prune import PruneSettings, prune
+from editlab.probes.conflicts.prune_controls import random_sets
+from editlab.probes.conflicts.prune_costs import Prose
+from editlab.probes.conflicts.prune_results import Pruning
 from editlab.probes.conflicts.rates import by_subject, moved, rates
 from editlab.probes.conflicts.readout import Answers, Prompts, judged
 
@@ -29,7 +32,7 @@ from editlab.probes.conflicts.readout import Answers, Prompts, judged
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LM]:
     patch = pytest.MonkeyPatch()
     patch.setenv("EDITLAB_CACHE", str(tmp_path_factory.mktemp("cache")))
-    patch.setattr("editlab.probes.conflicts.prune.PASSAGES", 4)
+    patch.setattr("editlab.probes.conflicts.prune_costs.PASSAGES", 4)
     yield LM.from_pretrained("factworld-llama")
     patch.undo()
 

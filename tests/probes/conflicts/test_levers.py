@@ -34,7 +34,7 @@ QUERIES = ["old town", "the sea and river"]
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LM]:
     patch = pytest.MonkeyPatch()
     patch.setenv("EDITLAB_CACHE", str(tmp_path_factory.mktemp("cache")))
-    patch.setattr("editlab.probes.conflicts.prune.PASSAGES", 2)
+    patch.setattr("editlab.probes.conflicts.prune_costs.PASSAGES", 2)
     yield LM.from_pretrained("factworld-gpt2")  # the one that a context unsettles
     patch.undo()
 
