@@ -1,7 +1,8 @@
 """Finding plug-ins: the modules of a package, and the entry points of other packages.
 
-A new editing method is one file in `editlab/edits/methods/`, a new probe of prompts one in `editlab/probes/prompts/`; a
-package of its own can offer one under the entry-point group `editlab.methods` or `editlab.probes`. Nothing is imported
+A new editing method is one file in `editlab/edits/methods/`, a new probe of prompts one in `editlab/probes/prompts/`, a
+new launcher of studies one in `editlab/studies/launchers/`; a package of its own can offer one under the entry-point
+group `editlab.methods`, `editlab.probes` or `editlab.launchers`. Nothing is imported
 until a name is asked for.
 """
 
@@ -19,9 +20,15 @@ PACKAGES = {
     "methods": "editlab.edits.methods",
     "memories": "editlab.memories.kinds",
     "probes": "editlab.probes.prompts",
+    "launchers": "editlab.studies.launchers",
 }
-NOUNS = {"methods": "method", "memories": "kind of memory", "probes": "probe"}
-CONTRACTS = {"methods": ("Config", "compute"), "memories": ("layer",), "probes": ("Config", "run")}
+NOUNS = {"methods": "method", "memories": "kind of memory", "probes": "probe", "launchers": "launcher"}
+CONTRACTS = {
+    "methods": ("Config", "compute"),
+    "memories": ("layer",),
+    "probes": ("Config", "run"),
+    "launchers": ("Config", "launch"),
+}
 
 
 def names(kind: str = "methods") -> list[str]:

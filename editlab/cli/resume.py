@@ -1,4 +1,4 @@
-"""`editlab resume`: go on with a batch of edits or a study of memory that was stopped or killed."""
+"""`editlab resume`: go on with a batch of edits, a study of memory, or a study of runs that was stopped or killed."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def register(app: typer.Typer) -> None:
             bool, typer.Option("--force", help="Go on although the model, library or another thing has changed.")
         ] = False,
     ) -> None:
-        """Go on with a run of 'edit --file' or 'memory': what is done is put back, not done again."""
+        """Go on with a run of 'edit --file', 'memory' or 'study': what is done is put back, not done again."""
         from editlab.runs import drop_single_packs, is_finished, read_run, run_batch
 
-        if _resume_memory(out, checkpoint, run, force):
+        if _resume_memory(out, checkpoint, run, force) or _resume_study(out, run, force):
             return
         plan, name, facts = read_run(run)
         if is_finished(run):
@@ -64,4 +64,16 @@ def _resume_memory(out: Output, checkpoint: Checkpoint, run: Path, force: bool) 
     if planned.edits is not None:
         lm.load_edits(planned.edits)
     carry_out(out, lm, planned.verb.name, planned.settings, Target(run), force=force)
+    return True
+
+
+def _resume_study(out: Output, run: Path, force: bool) -> bool:
+    """Go on with a study, where its file says; False if the folder is none."""
+    from editlab.cli.study import carry_out
+    from editlab.studies.run import read_planned
+
+    plan = read_planned(run)
+    if plan is None:
+        return False
+    carry_out(out, plan, run, {}, force=force)
     return True

@@ -52,16 +52,45 @@ def estimate_nested(groups: Sequence[Sequence[float]], *, seed: int = 0) -> Esti
     x = np.concatenate(rows) if rows else np.empty(0)
     if len(rows) < 2 or (x == x[0]).all() or not np.isfinite(x).all():
         return estimate(x.tolist(), seed=seed)
+    return _interval(float(x.mean()), _nested_means([row[None] for row in rows], seed)[0], x.size)
+
+
+def estimate_nested_joint(
+    groups: Sequence[Sequence[Sequence[float]]], combine: Callable[..., np.ndarray], *, seed: int = 0
+) -> Estimate:
+    """`estimate_joint` over items that are nested in groups: groups are resampled, then items within them.
+
+    Args:
+        groups: of each group, its columns: values over the same items, NaN where an item has none.
+    """
+    rows = [np.asarray(columns, dtype=np.float64) for columns in groups]
+    x = np.concatenate(rows, axis=1)  # (columns, items)
+    if len(rows) < 2:
+        return estimate_joint(x.tolist(), combine, seed=seed)
+    point = float(combine(*(np.asarray(column[~np.isnan(column)].mean()) for column in x)))
+    complete = [row[:, ~np.isnan(row).any(axis=0)] for row in rows]
+    n = sum(row.shape[1] for row in complete)
+    if n < 2:
+        return Estimate(point, float("nan"), float("nan"), n)
+    return _interval(point, combine(*_nested_means([row for row in complete if row.size], seed)), n)
+
+
+def _nested_means(rows: Sequence[np.ndarray], seed: int) -> np.ndarray:
+    """(columns, RESAMPLES) means of groups (columns, items) that are resampled, and items within them."""
     rng = np.random.default_rng(seed)
-    sums, sizes = np.zeros(RESAMPLES), np.zeros(RESAMPLES)
+    sums, sizes = np.zeros((rows[0].shape[0], RESAMPLES)), np.zeros(RESAMPLES)
     for _ in rows:
         chosen = rng.integers(0, len(rows), RESAMPLES)
         for i, row in enumerate(rows):
             draws = np.flatnonzero(chosen == i)
-            sums[draws] += row[rng.integers(0, row.size, (draws.size, row.size))].sum(1)
-            sizes[draws] += row.size
-    low, high = np.quantile(sums / sizes, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(float(x.mean()), float(low), float(high), int(x.size), "nested bootstrap")
+            sums[:, draws] += row[:, rng.integers(0, row.shape[1], (draws.size, row.shape[1]))].sum(-1)
+            sizes[draws] += row.shape[1]
+    return np.asarray(sums / sizes)
+
+
+def _interval(point: float, resampled: np.ndarray, n: int) -> Estimate:
+    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(point, float(low), float(high), n, "nested bootstrap")
 
 
 def estimate_joint(
