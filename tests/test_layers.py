@@ -13,7 +13,7 @@ import pytest
 import editlab
 
 ROOT = Path(editlab.__file__).parent
-OPTIONAL = ("nnsight", "transformer_lens", "streamlit", "plotly")
+OPTIONAL = ("nnsight", "transformer_lens", "streamlit", "plotly", "ray", "submitit")
 
 
 @dataclass(frozen=True)
@@ -128,13 +128,21 @@ RULES: dict[str, Callable[[Import], bool]] = {
         and not within(i.what, i.where)
         and not i.lazily
     ),
-    "optional libraries are imported in functions of editlab.interop and editlab.viz only": lambda i: (
+    "optional libraries are imported in functions of editlab.interop, editlab.viz and the launchers only": lambda i: (
         within(i.what, *OPTIONAL)
-        and not (within(i.where, "editlab.interop", "editlab.viz") and i.lazily)
+        and not (within(i.where, "editlab.interop", "editlab.viz", "editlab.studies.launchers") and i.lazily)
         and not (i.for_types and within(i.what, "plotly"))
     ),
     "probes read, they do not edit, run, write or print": never(
         "editlab.probes", "editlab.edits", "editlab.runs", "editlab.report", "editlab.cli", "editlab.interop"
+    ),
+    "nobody below the command line imports studies, and launchers know no run": lambda i: (
+        (within(i.what, "editlab.studies") and not within(i.where, "editlab.studies", "editlab.cli", "editlab.viz"))
+        or (
+            within(i.where, "editlab.studies.launchers")
+            and within(i.what, "editlab")
+            and not within(i.what, "editlab.studies.launchers", "editlab.config", "editlab.errors")
+        )
     ),
     "methods know no probe": never("editlab.edits", "editlab.probes"),
     "the command line starts without torch": lambda i: (

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 SHARES = ("efficacy", "paraphrase", "neighbourhood", "score")
 COSTS = ("perplexity", "control_kl", "norm_ratio")
+PANELS = 7
 
 
 def figures(result: StudyResult) -> dict[str, go.Figure]:
@@ -39,7 +40,8 @@ def score_panels(points: pd.DataFrame, runs: pd.DataFrame, names: list[str]) -> 
     """A panel a metric: methods down, value across, a colour and marker a model; single seeds as small dots."""
     from plotly.subplots import make_subplots
 
-    shown = [name for name in (*SHARES, *COSTS) if name in names] or names[:4]
+    first = [name for name in (*SHARES, *COSTS) if name in names]
+    shown = (first + [name for name in names if name not in first])[:PANELS]
     figure: go.Figure = make_subplots(1, len(shown), shared_yaxes=True, subplot_titles=shown, horizontal_spacing=0.03)
     rows = list(dict.fromkeys(points["who"]))
     models = list(dict.fromkeys(points["model"]))
