@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -180,7 +181,8 @@ def test_figures_and_the_page_stand_alone(study: StudyPlan, whole: Path) -> None
     points = [trace for trace in figure.data if trace.name and trace.error_x.array is not None]
     assert len(points) == 3 and all(len(trace.x) == 3 for trace in points)  # a panel a metric, a point a method
     page = (whole / "report.html").read_text()
-    assert 'src="http' not in page and 'href="http' not in page and page.count("plotly.js v") == 1
+    around = re.sub(r"(<script[^>]*>).*?</script>", r"\1", page, flags=re.DOTALL)
+    assert "http" not in re.sub(r"arXiv|https?://arxiv", "", around) and "src=" not in around and len(around) < 30_000
     assert all(text in page for text in ("Every run", "steps=2", "efficacy_argmax"))
 
 
