@@ -38,7 +38,7 @@ stimuli("sentence", 2).pairs, stimuli("synonym", 2).pairs
 # %%
 settings = StudySettings(items=8, seeds=1, exposures=8, lr=1e-3, times=(1, 2, 3, 5, 8, 13, 20))
 study = run_memory(lm, VERBS["retain"], settings, folder / "retain")
-study  # noqa: B018
+study
 
 # %%
 study.figures()["exposures"]
@@ -59,7 +59,7 @@ study.forgetting(resamples=50)["recall"]
 engines = ("train, matched", "memit", "alphaedit")
 lasting = SurviveSettings(engines=engines, items=8, seeds=1, lr=1e-3, filler_lr=3e-3, times=(1, 5, 20))
 survival = run_memory(lm, VERBS["survive"], lasting, folder / "survive")
-survival  # noqa: B018
+survival
 
 # %%
 survival.plot()
