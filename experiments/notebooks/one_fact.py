@@ -83,8 +83,8 @@ top = change.abs().flatten().topk(5).indices
 # %% [markdown]
 # ## Channels
 # A rank-one edit of an MLP writes one direction. The weights of attention are as they were, so the channels between
-# heads are too; what is new is what they can read. How much of the written direction passes through each later head's value
-# matrix, over a random direction's share.
+# heads are too; what is new is what they can read. How much of the written direction passes through each later
+# head's value matrix, over a random direction's share.
 
 # %%
 (name,) = entry.edit.deltas
