@@ -13,6 +13,7 @@ from editlab.evaluation.scorer import Scored
 
 if TYPE_CHECKING:
     import pandas as pd
+    import plotly.graph_objects as go
     from rich.table import Table
 
     from editlab.facts import Fact
@@ -114,6 +115,12 @@ class EditReport:
         import pandas as pd
 
         return pd.DataFrame(self.to_records())
+
+    def plot(self) -> go.Figure:
+        """Every prompt's probabilities, before and after."""
+        from editlab.viz.edits import edit_probabilities
+
+        return edit_probabilities(self)
 
     def table(self) -> Table:
         """A rich table for the terminal."""

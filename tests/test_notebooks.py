@@ -37,7 +37,7 @@ def test_it_runs_and_shows_its_figures(name: str, tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("PYTHONPATH", str(FOLDER.parents[1]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = jupytext.read(FOLDER / f"{name}.py")
-    client = NotebookClient(notebook, timeout=500, kernel_name="python3", resources={"metadata": {"path": tmp_path}})
+    client = NotebookClient(notebook, timeout=2500, kernel_name="python3", resources={"metadata": {"path": tmp_path}})
     client.execute()
     shown = [output.get("data", {}) for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     figures = [data[PLOTLY] for data in shown if PLOTLY in data]

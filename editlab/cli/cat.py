@@ -1,4 +1,4 @@
-"""`editlab cat NAME`: one of the pages that come with the package, or a metric's card."""
+"""`editlab cat NAME`: one of the pages that come with the package, a method's page, or a metric's card."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from editlab.cli.options import spread
 from editlab.errors import UnknownName, did_you_mean
 
 # Packages whose .md files are pages, by what the pages are about.
-PAGES = {"format": "editlab.data.formats", "guide": "editlab.evaluation", "facts": "editlab.data.relations"}
+PAGES = {
+    "format": "editlab.data.formats",
+    "guide": "editlab.evaluation",
+    "facts": "editlab.data.relations",
+    "methods": "editlab.edits.methods",
+    "probes": "editlab.probes.prompts",
+    "studies": "editlab.studies",
+}
 
 
 def pages() -> dict[str, tuple[str, Traversable]]:
@@ -31,16 +38,24 @@ def register(app: typer.Typer) -> None:
     @spread
     def cat(
         out: Output,
-        name: Annotated[str, typer.Argument(help="A format, a metric (see 'editlab ls'), 'scoring' or 'relations'.")],
+        name: Annotated[
+            str, typer.Argument(help="A format, metric or method (see 'editlab ls'), or a page such as 'scoring'.")
+        ],
     ) -> None:
-        """Print the page about a file format, a metric's card, or how we score."""
+        """Print the page about a file format or a method, a metric's card, or how something is done."""
+        from editlab import registry
+
         known = pages()
         plain = name.strip().lower().replace("_", "-")
         if plain in known:
             kind, page = known[plain]
             text = page.read_text(encoding="utf-8").rstrip()
+        elif plain in registry.names():
+            from editlab.edits.pages import method_page
+
+            kind, text = "method", method_page(plain).rstrip()
         else:
-            kind, text = "metric", _card(name, list(known))
+            kind, text = "metric", _card(name, [*known, *registry.names()])
         out.result({"name": plain, "kind": kind, "text": text}, text)
 
 
@@ -51,4 +66,4 @@ def _card(name: str, pages: list[str]) -> str:
         return metrics.find(name.strip().replace("-", "_")).card.text()
     except UnknownName:
         known = [*pages, *metrics.all_metrics()]
-        raise UnknownName(f"There is no page or metric '{name}'.", did_you_mean(name, known)) from None
+        raise UnknownName(f"There is no page, method or metric '{name}'.", did_you_mean(name, known)) from None

@@ -21,19 +21,19 @@ import psutil
 import pytest
 from test_study import same
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.timeout(3600)]
 
 STUDY = """
 models: [factworld-llama, factworld-gpt2]
 methods: [rome, memit, {method: ft, settings: {layer: 2, steps: 10}}]
 facts: language
-n: 2
+n: 1
 mode: sequential
 seeds: 3
-evaluate: {metrics: [efficacy, paraphrase, neighbourhood, score, perplexity], passages: 2}
+evaluate: {metrics: [efficacy, paraphrase, neighbourhood, score]}
 """
 RUNS = 18
-PATIENCE = 500.0  # seconds, on a machine that is busy
+PATIENCE = 1500.0  # seconds, on a machine that is busy
 
 
 @pytest.fixture(scope="module")
