@@ -141,7 +141,7 @@ RULES: dict[str, Callable[[Import], bool]] = {
         or (
             within(i.where, "editlab.studies.launchers")
             and within(i.what, "editlab")
-            and not within(i.what, "editlab.studies.launchers", "editlab.config", "editlab.errors")
+            and not within(i.what, "editlab.studies.launchers", "editlab.config", "editlab.errors", "editlab.registry")
         )
     ),
     "methods know no probe": never("editlab.edits", "editlab.probes"),

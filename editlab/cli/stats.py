@@ -27,6 +27,10 @@ def register(app: typer.Typer) -> None:
         ] = None,
         max_length: Annotated[int, typer.Option("--max-length", min=2, help="Tokens taken of each passage.")] = 128,
         seed: Seed = 0,
+        launcher: Annotated[
+            str, typer.Option("--launcher", help="Where blocks of text are summed: local, ray or slurm.")
+        ] = "local",
+        workers: Annotated[int, typer.Option("--workers", min=1, help="Blocks at once; the result is the same.")] = 1,
         export: Annotated[Path | None, typer.Option("--out", help="Also copy the statistics into this folder.")] = None,
     ) -> None:
         """Second moments of the MLP keys over ordinary text. Interrupt and run again to go on."""
@@ -43,7 +47,14 @@ def register(app: typer.Typer) -> None:
         layers = sorted(set(layer)) if layer else [usual_layer(lm.adapter)]
         settings = StatsSettings(tokens=tokens, max_length=max_length, seed=seed)
         began = time.perf_counter()
-        found = collect(lm, layers, corpus, settings, on_step=out.on_step)
+        if workers == 1 and launcher == "local":
+            found = collect(lm, layers, corpus, settings, on_step=out.on_step)
+        else:
+            from editlab.studies.launchers import launch_settings
+            from editlab.studies.statistics import collect_on
+
+            launch = launch_settings(launcher, {"workers": workers, "threads": checkpoint.threads})
+            found = collect_on(lm, lm.name, layers, text, settings, launcher, launch, out.on_step)
         seconds = round(time.perf_counter() - began, 2)
         rows = []
         for number, moments in found.items():

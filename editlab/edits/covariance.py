@@ -7,7 +7,9 @@
 3. Pads and position 0 are left out. Models park a huge vector on the first token: at layer 11 of SmolLM2-135M
    tr(C) is 83 without it and 37,557 with it. A sink token is put in front of every passage, so that no word of the
    text stands there.
-4. Each batch's product is added into float64 sums; sums merge, and are written as the work goes.
+4. Each batch's product is added into the float64 sum of its block of batches, and the blocks' sums are added in order.
+   So workers can sum blocks of their own (`partial_moments`), and what they give is, merged, what one process gives, to
+   the last bit. Sums are written as the work goes.
 
 C belongs to the unedited weights; sequential edits reuse it, as in the reference code. Files are keyed by the weights
 up to the layer, the model's config, the tokenizer, the text and the settings, so a renamed or edited checkpoint never
@@ -19,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
 SAVE_EVERY_S = 5.0
 TOKENS_PER_DIMENSION = 20
+BLOCK = 8  # batches whose sum is one worker's task
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,9 @@ class Moments:
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(self.total + other.total, self.count + other.count)
+
+
+Blocks = Callable[[Sequence[int], int], Iterable[dict[int, Moments]]]
 
 
 @dataclass(frozen=True)
@@ -88,10 +94,15 @@ def collect(
     settings: StatsSettings | None = None,
     *,
     on_step: OnStep = silent,
+    blocks: Blocks | None = None,
 ) -> dict[int, Moments]:
     """Second moments of the keys of `layers`, from the cache or computed in one pass over the text.
 
     A run that is killed goes on where its last save was, with the same result to the last bit.
+
+    Args:
+        blocks: has the sums of blocks computed elsewhere: takes the layers and the number of blocks, and yields every
+            block's moments by layer, in order.
 
     Raises:
         ConfigError: no such layer, or the text is too short.
@@ -112,7 +123,11 @@ def collect(
         with FileLock(root / f"{job}.lock"):
             missing = [layer for layer in missing if not paths[layer].exists()]
             if missing:
-                found = _compute(lm, missing, corpus, settings, wanted, root / f"{job}.partial", on_step)
+                if blocks is None:
+                    found = _compute(lm, missing, corpus, settings, wanted, root / f"{job}.partial", on_step)
+                else:
+                    n_blocks = -(-len(plan(lm, corpus, settings, wanted)) // BLOCK)
+                    found = merged(blocks(missing, n_blocks))
                 for layer, moments in found.items():
                     save_moments(paths[layer], moments, {"layer": str(layer), "corpus": corpus.name})
                 (root / f"{job}.partial").unlink(missing_ok=True)
@@ -210,40 +225,76 @@ def _compute(
 ) -> dict[int, Moments]:
     batches = plan(lm, corpus, settings, wanted)
     d = lm.adapter.d_mlp
-    totals = {layer: torch.zeros(d, d, dtype=torch.float64) for layer in layers}
+    totals, block = ({layer: torch.zeros(d, d, dtype=torch.float64) for layer in layers} for _ in range(2))
     count, done = 0, 0
     if partial.exists():
         try:
             with safe_open(partial, "pt") as f:
                 done, count = int(f.metadata()["done"]), int(f.metadata()["count"])
                 totals = {layer: f.get_tensor(str(layer)) for layer in layers}
+                block = {layer: f.get_tensor(f"block {layer}") for layer in layers}
         except (SafetensorError, KeyError, ValueError, OSError):
             partial.unlink(missing_ok=True)
+            totals, block = ({layer: torch.zeros(d, d, dtype=torch.float64) for layer in layers} for _ in range(2))
             count = done = 0
     saved = time.monotonic()
     task = f"key statistics of layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
+
+    def save() -> None:
+        tensors = {str(i): t for i, t in totals.items()} | {f"block {i}": t for i, t in block.items()}
+        write_tensors(partial, tensors, {"done": str(done), "count": str(count)})
+
+    for products, n in _products(lm, layers, batches[done:]):
+        for layer, product in products.items():
+            block[layer] += product
+        done, count = done + 1, count + n
+        if done % BLOCK == 0 or done == len(batches):
+            for layer in layers:
+                totals[layer] += block[layer]
+                block[layer].zero_()
+        try:
+            on_step(StepInfo(task, count, wanted, "tokens"))
+            is_due = time.monotonic() - saved > SAVE_EVERY_S
+        except Interrupted:
+            save()
+            raise
+        if is_due and done < len(batches):
+            save()
+            saved = time.monotonic()
+    return {layer: Moments(total, count) for layer, total in totals.items()}
+
+
+def _products(lm: LM, layers: Sequence[int], batches: Sequence[Batch]) -> Iterator[tuple[dict[int, Tensor], int]]:
+    """Of each batch the sum of k k^T by layer, float64 on the CPU, and how many keys there were."""
     with lm.session() as s, torch.no_grad():
-        for index, batch in enumerate(batches[done:], done):
+        for batch in batches:
             inside = batch.mask.bool() & (batch.position_ids > 0)
             wishes = s.capture("mlp_key", layers, at=inside, copy=False)
             got = s.run(batch, read=None)
             s.remove(wishes)
-            for layer in layers:
-                keys = got["mlp_key", layer].float()
-                totals[layer] += (keys.T @ keys).double().cpu()
-            count += int(inside.sum())
-            try:
-                on_step(StepInfo(task, count, wanted, "tokens"))
-                is_due = time.monotonic() - saved > SAVE_EVERY_S
-            except Interrupted:
-                _save_partial(partial, totals, index + 1, count)
-                raise
-            if is_due and index + 1 < len(batches):
-                _save_partial(partial, totals, index + 1, count)
-                saved = time.monotonic()
+            keys = {layer: got["mlp_key", layer].float() for layer in layers}
+            yield {layer: (k.T @ k).double().cpu() for layer, k in keys.items()}, int(inside.sum())
+
+
+def partial_moments(
+    lm: LM, layers: Sequence[int], corpus: Corpus, settings: StatsSettings, number: int
+) -> dict[int, Moments]:
+    """The moments of one block of batches of the unedited model, to be merged with the others in order."""
+    lm = lm.pristine()
+    batches = plan(lm, corpus, settings, _wanted(lm, settings))[number * BLOCK : (number + 1) * BLOCK]
+    d = lm.adapter.d_mlp
+    totals, count = {layer: torch.zeros(d, d, dtype=torch.float64) for layer in layers}, 0
+    for products, n in _products(lm, layers, batches):
+        for layer, product in products.items():
+            totals[layer] += product
+        count += n
     return {layer: Moments(total, count) for layer, total in totals.items()}
 
 
-def _save_partial(path: Path, totals: dict[int, Tensor], done: int, count: int) -> None:
-    tensors = {str(layer): total for layer, total in totals.items()}
-    write_tensors(path, tensors, {"done": str(done), "count": str(count)})
+def merged(blocks: Iterable[dict[int, Moments]]) -> dict[int, Moments]:
+    """The moments of all blocks, added in the order in which they come."""
+    found: dict[int, Moments] = {}
+    for block in blocks:
+        # From zero, as one process begins.
+        found = {i: found.get(i, Moments(torch.zeros_like(m.total), 0)) + m for i, m in block.items()}
+    return found

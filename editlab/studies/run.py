@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from editlab import registry
-from editlab.config import build
 from editlab.errors import ConfigError, ResumeRefused
 from editlab.progress import OnStep, StepInfo, silent
 from editlab.runs.batch import check_basis
@@ -27,7 +26,7 @@ from editlab.runs.folder import check_free, write_config
 from editlab.runs.journal import NAME as JOURNAL
 from editlab.runs.journal import Journal, alone
 from editlab.state.files import write_json, write_text
-from editlab.studies.launchers import Launch, Lost
+from editlab.studies.launchers import Launch, Lost, launch_settings
 from editlab.studies.plan import StudyPlan
 from editlab.studies.report import page
 from editlab.studies.results import StudyResult, collect
@@ -94,8 +93,7 @@ def launcher_of(plan: StudyPlan, over: Mapping[str, Any]) -> tuple[str, Launch]:
         # Settings of another launcher are not meant; how many and how wide is.
         given = {k: v for k, v in given.items() if k in Launch.model_fields or k in over}
     name = str(given.pop("launcher", "local"))
-    settings: Launch = build(registry.get(name, "launchers").Config, given, f"launcher '{name}'")
-    return name, settings
+    return name, launch_settings(name, given)
 
 
 def _carry_out(

@@ -53,12 +53,12 @@ read_out(lm, found.factors, part).to_pandas()
 
 # %% [markdown]
 # Now intervene: cut the edge to each of two readers, remove the source, and do the same with matched controls. (Use
-# 200 prompts and 24 controls for a claim; 16 and 6 keep this notebook short.)
+# 200 prompts for a claim; 12 keep this notebook short.)
 
 # %%
 channels = [Channel(part, Part(23, 0), "q"), Channel(part, reader, "q")]
-prompts = tasks.ioi(lm, 16)
-tests = causal.verify(lm, channels, prompts, found, causal.Config(controls=6, passages=1))
+prompts = tasks.ioi(lm, 12)
+tests = causal.verify(lm, channels, prompts, found, causal.Config(controls=20, passages=1))
 print(tests.headline)
 tests.to_pandas()[["source", "target", "status", "edge", "edge_low", "edge_high", "edge_controls95", "node", "why"]]
 

@@ -41,11 +41,12 @@ report.plot()
 
 # %%
 pack = lm.save_edits(mkdtemp())
-edited = lm.generate("The capital of France is", 6)
+other = lm.pristine()  # another view of the same weights, unedited
+other.load_edits(pack)
+assert other.state_hash == lm.state_hash != lm.base_hash
 lm.undo(report.entry.id)
 assert lm.state_hash == lm.base_hash
-lm.load_edits(pack)
-assert lm.generate("The capital of France is", 6) == edited
+lm.redo(report.entry.id)
 lm
 
 # %% [markdown]

@@ -66,7 +66,7 @@ entry
 
 # %%
 base = lm.pristine()
-items = build_items(base, cases_of_relation("capital"), ItemSettings(subjects=12))
+items = build_items(base, cases_of_relation("capital"), ItemSettings(subjects=40))
 behaviour = edited_conflicts(base, items.split("discovery"), "rome", facts=3, on_step=progress())
 print(behaviour.headline)
 behaviour.plot()

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from tiny_lm import make_lm, make_tokenizer
 
 from editlab.data.corpus import Corpus, load_corpus
 from editlab.edits import covariance
-from editlab.edits.covariance import Moments, StatsSettings, collect, load_moments, plan, stats_path
+from editlab.edits.covariance import Moments, StatsSettings, collect, load_moments, partial_moments, plan, stats_path
 from editlab.errors import ConfigError, Interrupted
 from editlab.hooks.session import Session
 from editlab.lm import LM
@@ -76,6 +76,25 @@ def test_it_is_the_sum_of_outer_products_without_position_zero(family: str) -> N
     assert found.total.dtype == torch.float64
     assert close(found, expected, 1e-6)
     assert torch.equal(found.covariance, found.total / n)
+
+
+def test_blocks_of_many_workers_merge_to_the_last_bit(another_cache: Callable[[str], None]) -> None:
+    lm, corpus = make_lm("llama"), corpus_of(passages())
+    whole = collect(lm, [0, 2], corpus, SETTINGS)
+    another_cache("second")
+    asked: list[int] = []
+
+    def blocks(layers: Sequence[int], n: int) -> Iterator[dict[int, Moments]]:
+        assert n > 1
+        for number in range(n):
+            asked.append(number)
+            yield partial_moments(make_lm("llama"), layers, corpus, SETTINGS, number)
+
+    merged = collect(lm, [0, 2], corpus, SETTINGS, blocks=blocks)
+    assert asked == list(range(len(asked)))
+    assert all(torch.equal(merged[i].total, whole[i].total) and merged[i].count == 700 for i in (0, 2))
+    first = partial_moments(lm, [0], corpus, SETTINGS, 0)[0]
+    assert 0 < first.count < 700  # a block is a part
 
 
 def test_a_tokenizer_with_bos_gets_no_second_sink() -> None:

@@ -13,11 +13,14 @@ Closing the iterator early gives up what has not begun.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import Field
 
-from editlab.config import MethodConfig
+from editlab import registry
+from editlab.config import MethodConfig, build
 
 
 class Launch(MethodConfig):
@@ -38,3 +41,13 @@ class Lost:
     """A task whose workers were lost."""
 
     reason: str
+
+
+def launch_settings(name: str, values: Mapping[str, Any]) -> Launch:
+    """The settings of a launcher.
+
+    Raises:
+        UnknownName: there is no such launcher. ConfigError: a setting is wrong.
+    """
+    found: Launch = build(registry.get(name, "launchers").Config, values, f"launcher '{name}'")
+    return found
