@@ -29,7 +29,7 @@ def test_a_page_is_as_the_code_is(path: Path) -> None:
 
 
 def test_every_command_and_method_is_described() -> None:
-    commands, methods = (path.read_text(encoding="utf-8") for path in pages())
+    commands, methods, _ = (path.read_text(encoding="utf-8") for path in pages())
     assert all(f"## editlab {name}" in commands for name in ("edit", "study run", "memory survive", "ls KIND"))
     assert all(f"## {name}\n" in methods for name in registry.names())
 

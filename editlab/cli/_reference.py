@@ -23,10 +23,14 @@ rule was met; 5 finished with failed rows; 6 out of memory; 7 resume refused; 8 
 
 def pages() -> dict[Path, Callable[[], str]]:
     """What each page must say."""
-    from editlab.edits.pages import methods_page
+    from editlab.edits.pages import methods_page, scaling_page
 
     package = Path(__file__).parents[1]
-    return {package / "cli" / "README.md": reference, package / "edits" / "methods" / "README.md": methods_page}
+    return {
+        package / "cli" / "README.md": reference,
+        package / "edits" / "methods" / "README.md": methods_page,
+        package / "edits" / "scaling.md": scaling_page,
+    }
 
 
 def reference() -> str:

@@ -156,11 +156,11 @@ def _rows_of(spec: RunSpec, found: Evaluation, runs: Path) -> Iterator[dict[str,
 
 def _pooled(found: Sequence[Evaluation]) -> Iterator[dict[str, Any]]:
     """A row a metric over several seeds."""
-    shared = [name for name in (line.metric for line in found[0].lines) if all(name in _names(e) for e in found)]
-    for name in shared:
+    for name in dict.fromkeys(line.metric for e in found for line in e.lines):
         row: dict[str, Any] = {"metric": name}
+        having = [e for e in found if name in _names(e)]  # a seed may have drawn no fact with a neighbour
         for state in STATES:
-            e = _estimate(name, state, found)
+            e = _estimate(name, state, having)
             row |= {f"{state}_mean": e.mean, f"{state}_low": e.low, f"{state}_high": e.high, f"{state}_n": e.n}
         yield row
 

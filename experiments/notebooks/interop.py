@@ -16,6 +16,7 @@
 # seen there. `pip install 'editlab[interop]'` brings both.
 
 # %%
+import nnsight
 import plotly.express as px
 import plotly.graph_objects as go
 import torch
@@ -41,7 +42,7 @@ wrapped = lm.to_nnsight()
 def lens() -> list[float]:
     """Logit of Rome minus that of Paris after each layer."""
     with wrapped.trace(ids):
-        states = [layer.output.save() for layer in wrapped.model.layers]
+        states = nnsight.save([layer.output for layer in wrapped.model.layers])
     model = lm.model
     out = []
     for state in states:
