@@ -28,7 +28,7 @@ def pages() -> dict[Path, Callable[[], str]]:
     package = Path(__file__).parents[1]
     return {
         package / "cli" / "README.md": reference,
-        package / "edits" / "methods" / "README.md": methods_page,
+        package / "edits" / "methods" / "reference.md": methods_page,
         package / "edits" / "scaling.md": scaling_page,
     }
 

@@ -10,7 +10,7 @@ from editlab import registry
 from editlab.config import settings_of
 from editlab.edits.presets import presets
 
-HEAD = """# Methods
+HEAD = """# Every method
 
 Written by `python -m editlab.cli._reference` from the methods themselves; `editlab cat NAME` prints one of these
 sections. How to add one: [adding-a-method.md](adding-a-method.md). What each costs on large models:

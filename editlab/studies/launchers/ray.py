@@ -63,6 +63,6 @@ def _connected(config: Config) -> tuple[Any, bool]:
     cores = None if config.address else config.workers * config.threads_each
     try:
         ray.init(address=config.address, num_cpus=cores, include_dashboard=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises that very class when a node does not start in time
         raise ConfigError(f"No Ray cluster was reached: {error}", "Check 'launch.address'.") from None
     return ray, True
