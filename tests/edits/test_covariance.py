@@ -78,7 +78,10 @@ def test_it_is_the_sum_of_outer_products_without_position_zero(family: str) -> N
     assert torch.equal(found.covariance, found.total / n)
 
 
-def test_blocks_of_many_workers_merge_to_the_last_bit(another_cache: Callable[[str], None]) -> None:
+def test_blocks_of_many_workers_merge_to_the_last_bit(
+    another_cache: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(covariance, "BLOCK", 3)
     lm, corpus = make_lm("llama"), corpus_of(passages())
     whole = collect(lm, [0, 2], corpus, SETTINGS)
     another_cache("second")
