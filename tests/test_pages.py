@@ -52,11 +52,12 @@ def test_the_method_of_the_page_is_a_method(added: str, tmp_path: Path, monkeypa
     conformance.test_every_plug_in_explains_itself("methods")
     for family in conformance.FAMILIES:
         conformance.test_a_method_computes_and_changes_nothing_itself(added, family, tmp_path / family, monkeypatch)
-    lm = make_lm("llama")
-    (before,) = lm.evaluate([conformance.FACT], metrics=["efficacy_argmax"]).prompts["base_nll_new"]
-    lm.edit([conformance.FACT], added)
-    (after,) = lm.evaluate([conformance.FACT], metrics=["efficacy_argmax"]).prompts["edited_nll_new"]
-    assert after < before  # it does what the page says
+    # It does what the page says: behind a subject that ends the prompt, the last layer's output goes the answer's way.
+    lm, fact = make_lm("llama"), {"prompt": "The old town of {}", "subject": "the river", "target_new": "in"}
+    last, answer = lm.encode("The old town of the river"), lm.tokens(" in", special=False)[0][0]
+    before = lm.forward(last, read=last.last)[0].log_softmax(-1)[answer]
+    lm.edit([fact], added, layer=2, strength=20.0)
+    assert lm.forward(last, read=last.last)[0].log_softmax(-1)[answer] > before
 
 
 @pytest.mark.parametrize("added", [(editlab.probes.prompts, "adding-a-probe.md")], indirect=True)

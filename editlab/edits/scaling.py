@@ -90,16 +90,22 @@ def statistics_bytes(shape: Shape) -> int:
     return FLOAT64 * shape.d_mlp**2
 
 
-def value_flops(shape: Shape, layer: int, *, rows: int = 7, columns: int = 8, reads: int = 12, steps: int = 20) -> int:
-    """Of one fact's value: `steps` forwards and backwards over what a change at (layer, subject) reaches.
+def value_flops(
+    shape: Shape, layer: int, *, rows: int = 7, columns: int = 8, reads: int = 12, width: int = 32, steps: int = 20
+) -> int:
+    """Of one fact's value, about: `steps` forwards and backwards over what a change at (layer, subject) reaches.
 
     Args:
+        width: tokens that each of them attends to.
         rows: the prompt behind each context, and the row whose distribution is kept. columns: tokens from the subject's
             last one on. reads: tokens whose logits are read.
     """
-    above = 2 * rows * columns * shape.block * (shape.n_layers - 1 - layer)
+    n = shape.n_layers - 1 - layer
+    above = 2 * rows * columns * shape.block * n
+    scores = 4 * rows * columns * width * shape.n_heads * shape.head_dim * n
     head = 2 * reads * shape.d_model * shape.vocab
-    return 2 * steps * (above + head)  # weights get no gradient, so backward costs what forward does
+    # Weights get no gradient, so backward costs what forward does; of two factors that both get one, twice that.
+    return steps * (2 * (above + head) + 3 * scores)
 
 
 def solve_flops(shape: Shape, facts: int) -> int:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from editlab.display import html_table
+from editlab.lm import LM
+
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
     from rich.table import Table
-
-    from editlab.display import html_table
-from editlab.lm import LM
 
 
 @dataclass(frozen=True)
