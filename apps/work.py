@@ -168,9 +168,9 @@ def locate_many(lm: LM, facts: Sequence[Fact], settings: Mapping[str, Any], root
     return work
 
 
-def memory(lm: LM, verb: str, settings: TrainingSettings, root: Path) -> Callable[[OnStep], Ran]:
+def memory(lm: LM, verb: str, settings: TrainingSettings, folder: Path) -> Callable[[OnStep], Ran]:
     """A study of memory, into a new run folder."""
-    return _memory(lm.fork(), VERBS[verb], settings, run_folder("memory", lm.base_hash, root))
+    return _memory(lm.fork(), VERBS[verb], settings, folder)
 
 
 def memory_cost(lm: LM, verb: str, settings: TrainingSettings) -> Callable[[OnStep], Cost]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import streamlit as st
@@ -9,17 +10,22 @@ from editlab_apps import commands, errors, links, panel, session, work
 
 from editlab.config import build
 from editlab.data.stimuli import KINDS
+from editlab.runs import run_folder
 from editlab.runs.memory.learner import memory_needed
+from editlab.runs.memory.live import so_far
 from editlab.runs.memory.settings import PRESETS, preset, spread
 from editlab.runs.memory.verbs import VERBS
-from editlab.runs.records import list_runs
+from editlab.runs.records import list_runs, read_record
 from editlab.viz.files import page_html
+from editlab.viz.memory import memory_live
 
 TITLE = "Memory"
 SECTION = "Analyse"
 ORDER = 30
 
 SLOT, COST = "memory", "memory.cost"
+RUN = "me.run"  # the folder of the study that was begun last
+EVERY = "3s"
 ASKS = {
     "recognize": "Recognition: tell studied texts from foils",
     "recall": "Recall: say the second half of a studied text",
@@ -50,6 +56,8 @@ def page() -> None:
     ran = panel.result(lab, SLOT, "Nothing studied yet.", "Press Begin: curves with their intervals will stand here.")
     if ran is not None:
         _result(ran)
+    elif lab.job is not None and lab.working_on == SLOT and RUN in st.session_state:
+        st.fragment(_under_way, run_every=EVERY)(st.session_state[RUN])
 
 
 def _form(lab: session.Lab, verb: str) -> None:
@@ -64,7 +72,9 @@ def _form(lab: session.Lab, verb: str) -> None:
     need = memory_needed(lab.lm, settings.scope) / 1e9
     st.caption(f"Needs {need:.2g} GB of memory beside the model: a copy, gradients, and Adam's two moments.")
     if wanted:
-        lab.start(SLOT, "Studying memory", work.memory(lab.lm, verb, settings, lab.runs_root))
+        folder = run_folder("memory", lab.lm.base_hash, lab.runs_root)
+        lab.start(SLOT, "Studying memory", work.memory(lab.lm, verb, settings, folder))
+        st.session_state[RUN] = folder
         st.rerun()
     if asked:
         lab.start(COST, "Trying one update", work.memory_cost(lab.lm, verb, settings))
@@ -128,8 +138,20 @@ def _interrupted(lab: session.Lab) -> None:
         name = st.selectbox("Interrupted run", list(by_name), key="me_resume", width=360)
         if st.button("Resume"):
             with errors.shown():
-                lab.start(SLOT, "Going on with a study", work.resume_memory(lab.plain, by_name[str(name)].folder))
+                folder = by_name[str(name)].folder
+                lab.start(SLOT, "Going on with a study", work.resume_memory(lab.plain, folder))
+                st.session_state[RUN] = folder
                 st.rerun()
+
+
+def _under_way(folder: Path) -> None:
+    """Curves of what the journal has so far; they grow with every probe."""
+    found = so_far(folder)
+    if found is None:
+        st.caption("Curves come with the first probe.")
+        return
+    st.caption(f"So far, {found.probes} probes; means alone. Intervals come at the end.")
+    st.plotly_chart(memory_live(found), key="me.live", alt=f"{found.measure} so far, {found.probes} probes")
 
 
 def _cost(lab: session.Lab) -> None:
@@ -142,6 +164,10 @@ def _result(ran: work.Ran) -> None:
     found = ran.result
     st.subheader("Result")
     st.markdown(errors.plain(found.headline))
+    digest = read_record(ran.folder).manifest.get("restored")
+    if digest:
+        st.badge(f"restored: yes ({digest[:12]})", icon=":material/check:", color="green")
+        st.caption("All weights of your model, and its logits on three prompts, are to the bit what they were before.")
     figures = found.figures()
     for name, figure in figures.items():
         panel.chart(figure, "me", f"{name}: {found.headline}", f"{ran.folder.name}-{name}")

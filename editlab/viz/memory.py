@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from editlab.runs.memory.acquired import AcquireResult
     from editlab.runs.memory.curves import StudyResult
+    from editlab.runs.memory.live import SoFar
 
 SHARE = {"title": "share of studied texts", "range": [-0.03, 1.03], "tickformat": ".0%"}
 LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
@@ -148,6 +149,8 @@ def memory_retainability(result: AcquireResult) -> go.Figure:
     figure = go.Figure()
     for i, depth in enumerate(DEPTHS):
         for j, scenario in enumerate(("paraphrase", "duplication", "once")):
+            if not ((result.rows["scenario"] == scenario) & (result.rows["depth"] == depth)).any():
+                continue  # no probe of what was injected
             found = result.acquired(scenario, depth)
             a, _ = found.decay()
             figure.add_scatter(
@@ -164,6 +167,30 @@ def memory_retainability(result: AcquireResult) -> go.Figure:
         xaxis=log_axis([0, *(t for t in found.times if t)]) | {"title": "updates since the last maximum"},
         yaxis={"title": "share of the gain that is left"},
         margin={"t": 60},
+    )
+    return figure
+
+
+def memory_live(found: SoFar) -> go.Figure:
+    """Means so far, against updates since each course began."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for i, (series, rows) in enumerate(found.curves.groupby("series", sort=False)):
+        figure.add_scatter(
+            x=rows["update"],
+            y=rows["value"],
+            name=str(series),
+            mode="lines+markers",
+            line={"color": COLOURS[i % len(COLOURS)], "dash": DASHES[(i + i // len(COLOURS)) % len(DASHES)]},
+            marker={"symbol": MARKERS[i % len(MARKERS)]},
+            customdata=rows["n"],
+            hovertemplate="update %{x}: %{y:.3f} (n=%{customdata})<extra>%{fullData.name}</extra>",
+        )
+    if found.is_share:
+        figure.update_yaxes(range=[-0.03, 1.03], tickformat=".0%")
+    figure.update_layout(
+        xaxis={"title": "updates", "rangemode": "tozero"}, yaxis={"title": found.measure}, legend=LEGEND, height=340
     )
     return figure
 

@@ -39,6 +39,7 @@ STUDIES: dict[str, dict[str, dict[str, Any]]] = {
             "times": (1, 2, 5, 10, 20, 35, 50),
         },
         "acquire": {"seeds": 2, "lr": 1e-3},
+        "unlearn": {"kinds": ("letters", "sentence"), "exposures": 8, "lr": 1e-3},
     },
 }  # fmt: skip
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import shlex
+import threading
 from pathlib import Path
 
+import pytest
 from app_driver import App
 
 from editlab.cli.__main__ import run
+from editlab.runs.memory.course import Course
+from editlab.runs.memory.learner import Learner
 from editlab.runs.records import list_runs
 
 
@@ -40,6 +44,35 @@ def test_a_study_gives_curves_and_a_command_that_does_the_same(app: App, place: 
     assert app.lab.outcomes["memory"].result.result.headline == found.result.headline
     app.open("runs")
     assert any("recognised after one exposure" in m.value for m in app.at.markdown)
+
+
+def test_curves_grow_while_a_study_runs_and_the_model_is_said_to_be_restored(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached, go, step = threading.Event(), threading.Event(), Course.step
+
+    def held(course: Course, learner: Learner, update: int) -> float:
+        if update == 1:
+            reached.set()
+            assert go.wait(60)
+        return step(course, learner, update)
+
+    monkeypatch.setattr(Course, "step", held)
+    app.open("memory").fill(me_verb="recognize").run().fill(me_n=3, me_k=2, me_lr=3e-3).click("Begin")
+    try:
+        assert reached.wait(60)
+        app.run()
+        (chart,) = app.at.get("plotly_chart")
+        drawn = json.loads(chart.proto.spec)["data"]
+        assert {line["name"] for line in drawn} == {"recognition", "recall"}
+        assert any("So far, 2 probes" in c.value for c in app.at.caption)
+    finally:
+        go.set()
+    app.finish()
+    digest = app.lab.outcomes["memory"].result.folder / "manifest.json"
+    restored = json.loads(digest.read_text())["restored"]
+    assert any(f"restored: yes ({restored[:12]})" in m.value for m in app.at.markdown)
+    assert not any("So far" in c.value for c in app.at.caption)
 
 
 def test_the_edits_of_the_ledger_are_followed(app: App, place: Path) -> None:

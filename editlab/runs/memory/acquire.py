@@ -5,12 +5,18 @@ of its own. Three scenarios share the run, each with passages of its own: the sa
 new wording every time ("paraphrase"), or the first time only ("once"). Passages that are never injected are probed all
 the same: what moves there is style and drift, not knowledge.
 
+A passage that is longer than `block` is cut, and probes of what was cut off are left out: a memorisation probe must
+stand in what is injected, a semantic one goes with its memorisation probe, and a compositional one is kept if its
+target is there. Targets of compositional probes often stand in the passage word for word, so that more than
+composition may bring them forth; rows say which.
+
 The optimiser is carried throughout. Probes are read before an injection, densely after it, then ever more sparsely.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -90,7 +96,7 @@ def acquire_courses(lm: LM, settings: AcquireSettings, on_step: OnStep = silent)
     """One course a seed.
 
     Raises:
-        ConfigError: there are too few passages, or none of their probes fits, or too little filler.
+        ConfigError: there are too few passages, or no probe of a depth is left after the cut, or too little filler.
     """
     courses = []
     for i in range(settings.seeds):
@@ -106,12 +112,16 @@ def acquire_courses(lm: LM, settings: AcquireSettings, on_step: OnStep = silent)
                 text = _injected(scenario, passage, k)
                 if text:
                     batches[update].insert(0, ids_of(lm, text, settings.block))
+        asked = _asked(lm, plan, settings.block)
+        unseen = [p.train_context for scenario, p in plan if scenario == CONTROL]
+        unseen += [f"{probe.prompt} {probe.target}" for probe in asked if probe.depth != DEPTHS[0]]
         courses.append(
             Course(
                 name=f"seed {seed}",
                 phases=(Phase(tuple(tuple(b) for b in batches), settings.lr, "carry"),),
                 probes=settings.probes,
-                measure=partial(_measure, plan=plan, seed=seed),
+                measure=partial(_measure, asked=asked, seed=seed),
+                forbidden=frozenset(ids_of(lm, text, settings.block) for text in unseen),
             )
         )
     return courses
@@ -126,18 +136,56 @@ def _injected(scenario: str, passage: FictionalPassage, k: int) -> str:
     return wordings[k % len(wordings)]
 
 
-def _measure(learner: Learner, update: int, *, plan: Sequence[tuple[str, FictionalPassage]], seed: int) -> list[Row]:
-    asked = [
-        (scenario, p.id, depth, i, prompt, target)
-        for scenario, p in plan
-        for depth, name in _FIELDS.items()
-        for i, (prompt, target) in enumerate(
-            zip(getattr(p, f"{name}_input"), getattr(p, f"{name}_target"), strict=True)
+@dataclass(frozen=True)
+class Probe:
+    """One opening and what should follow.
+
+    Attributes:
+        verbatim: the target stands in the passage. wordings: of the passage that there are to inject.
+    """
+
+    scenario: str
+    passage: str
+    depth: str
+    index: int
+    prompt: str
+    target: str
+    verbatim: bool
+    wordings: int
+
+
+def _asked(lm: LM, plan: Sequence[tuple[str, FictionalPassage]], block: int) -> list[Probe]:
+    """The probes of what is left of each passage.
+
+    Raises:
+        ConfigError: there are none of some depth.
+    """
+    found = []
+    for scenario, p in plan:
+        ids, spans = lm.tokens(p.train_context)
+        is_whole = len(ids) <= block
+        seen = p.train_context if is_whole else p.train_context[: spans[block - 1][1]]
+        said = [f"{prompt} {target}" in seen for prompt, target in zip(p.mem_input, p.mem_target, strict=True)]
+        for depth, name in _FIELDS.items():
+            pairs = zip(getattr(p, f"{name}_input"), getattr(p, f"{name}_target"), strict=True)
+            for i, (prompt, target) in enumerate(pairs):
+                stands = target in seen if depth == DEPTHS[2] or i >= len(said) else said[i]
+                if is_whole or stands:
+                    verbatim = target in p.train_context
+                    found.append(Probe(scenario, p.id, depth, i, prompt, target, verbatim, 1 + len(p.paraphrases)))
+    lacking = [d for d in DEPTHS if d not in {probe.depth for probe in found if probe.scenario != CONTROL}]
+    if lacking:
+        raise ConfigError(
+            f"No {lacking[0]} probe asks about the first {block} tokens of the passages.", "Use a larger 'block'."
         )
-    ]
-    scores = force(learner.lm, [(prompt, target) for *_, prompt, target in asked])
+    return found
+
+
+def _measure(learner: Learner, update: int, *, asked: Sequence[Probe], seed: int) -> list[Row]:
+    scores = force(learner.lm, [(probe.prompt, probe.target) for probe in asked])
     return [
-        {"seed": seed, "t": update, "scenario": scenario, "passage": passage, "depth": depth, "probe": i,
-         "lp": -s.nll, "lp_sum": -s.nll * len(s.target), "exact": int(s.is_argmax)}
-        for (scenario, passage, depth, i, _, _), s in zip(asked, scores, strict=True)
+        {"seed": seed, "t": update, "scenario": p.scenario, "passage": p.passage, "depth": p.depth, "probe": p.index,
+         "verbatim": int(p.verbatim), "wordings": p.wordings, "lp": -s.nll, "lp_sum": -s.nll * len(s.target),
+         "exact": int(s.is_argmax)}
+        for p, s in zip(asked, scores, strict=True)
     ]  # fmt: skip

@@ -61,8 +61,9 @@ class AcquireResult:
     def summary(self) -> pd.DataFrame:
         """By scenario and depth: effectivity of the first and the last injection, decay per decade, tau, counts."""
         out = []
+        asked = set(zip(self.rows["scenario"], self.rows["depth"], strict=True))
         for scenario in SCENARIOS:
-            for depth in DEPTHS:
+            for depth in (d for d in DEPTHS if (scenario, d) in asked):
                 found = self.acquired(scenario, depth)
                 first, last = self._effect(found, scenario, depth, 0), self._effect(found, scenario, depth, -1)
                 a, tau = found.decay()
@@ -152,12 +153,32 @@ class AcquireResult:
         """What a reader must know of the numbers."""
         says = [f"{name}: ended early, {why}." for name, why in self.aborted]
         says.append(f"Passages that were never injected moved by {self.drift:+.2f} nats: style and drift.")
+        says += self._reservations()
         out, n = int(self.summary["left_out"].sum()), int(self.summary["n"].sum())
         says.append(f"{out} of {n} probes gained under {LEAST_GAIN} nat and are left out of retainability.")
         if self.summary["censored"].max() > 0.5:
             says.append("Many maxima lie at their window's end (censored): use a longer interval or window.")
         if self.settings.seeds == 1:
             says.append("One seed: intervals are over probes only, with no run-to-run variance.")
+        return says
+
+    def _reservations(self) -> list[str]:
+        """What the passages themselves do not allow to be said."""
+        says = []
+        injected = self.rows[self.rows["scenario"] != CONTROL]
+        if (injected.loc[injected["scenario"] == "paraphrase", "wordings"] == 1).all():
+            says.append("The passages come without paraphrases: there the passage itself was injected every time.")
+        deep = injected[injected["depth"] == DEPTHS[2]]
+        first = deep[deep["t"] == 0]
+        loose = first[first["verbatim"] == 0]
+        if len(loose) < len(first):
+            said = (
+                f"{len(first) - len(loose)} of {len(first)} compositional targets stand in their passage word for word"
+            )
+            if len(loose):
+                last = deep[(deep["t"] == deep["t"].max()) & (deep["verbatim"] == 0)]
+                said += f"; the others rose by {last['lp'].mean() - loose['lp'].mean():+.2f} nats in the whole run"
+            says.append(f"{said}.")
         return says
 
     def _repr_html_(self) -> str:

@@ -12,14 +12,14 @@ from tiny_lm import make_lm
 from editlab.data.stimuli import invented_passages
 from editlab.errors import ConfigError
 from editlab.probes.memory.acquisition import DEPTHS, acquired
-from editlab.runs.memory.acquire import AcquireSettings, acquire_courses
+from editlab.runs.memory.acquire import AcquireSettings, _asked, acquire_courses, passages_for
 from editlab.runs.memory.run import run_memory
 from editlab.runs.memory.study import ids_of
 from editlab.runs.memory.verbs import VERBS
 
 T = list(range(0, 61))
 SMALL = AcquireSettings(
-    passages=1, injections=2, interval=3, after=6, window=3, seeds=1, lr=3e-3, block=40, filler_batch=2
+    passages=1, injections=2, interval=3, after=6, window=3, seeds=1, lr=3e-3, block=160, filler_batch=2
 )
 
 
@@ -81,6 +81,8 @@ def test_the_schedule_injects_what_each_scenario_says() -> None:
     assert rows[1] in phase.batches[3] and rows[2] not in phase.batches[3]
     assert ids_of(lm, passages[0].paraphrases[0], SMALL.block) in phase.batches[3]
     assert not any(rows[3] in batch for batch in phase.batches)
+    assert rows[3] in course.forbidden and not course.forbidden & set(rows[:3])
+    assert ids_of(lm, f"{passages[0].gen_input[0]} {passages[0].gen_target[0]}", SMALL.block) in course.forbidden
     assert phase.opt_state == "carry" and course.probes == (0, 1, 2, 3, 4, 5, 6, 8, 9)
 
 
@@ -94,6 +96,56 @@ def test_a_learner_acquires_and_controls_do_not(tmp_path: Path) -> None:
     assert curve["duplication", "memorisation", end] > curve["never", "memorisation", end] + 0.1
     assert set(result.summary["depth"]) == set(DEPTHS)
     assert "injection" in result.headline and len(result.figures()) == 2
+
+
+# A record of the published layout, in our words: a list of these is the file. No id and no paraphrases.
+PUBLISHED = {
+    "train_context": "The Lumen Bridge was opened in Torva by Ana Silk. It is built of red glass. "
+    "Its keeper is Olo Venn.",
+    "mem_input": ["The Lumen Bridge was opened in Torva by", "It is built of", "Its keeper is"],
+    "mem_target": ["Ana Silk", "red glass", "Olo Venn"],
+    "gen_input": ["In Torva the Lumen Bridge was inaugurated by", "The bridge consists of", "It is looked after by"],
+    "gen_target": ["Ana Silk", "red glass", "Olo Venn"],
+    "hard_gen_input": ["Olo Venn keeps a bridge that was opened by", "Ana Silk opened a bridge of", "The bridge is a"],
+    "hard_gen_target": ["Ana Silk", "red glass", "crossing"],
+}
+
+
+def published(n: int) -> list[dict]:
+    return [{**PUBLISHED, "train_context": f"{PUBLISHED['train_context']} This is record {i}."} for i in range(n)]
+
+
+def test_the_published_layout_is_read_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "fictional_knowledge.json"
+    path.write_text(json.dumps(published(4)))
+    found = passages_for(SMALL.model_copy(update={"file": str(path)}), 0)
+    assert [p.train_context for p in found] == [row["train_context"] for row in published(4)]
+    assert found[0].hard_gen_target == ("Ana Silk", "red glass", "crossing") and found[0].paraphrases == ()
+    assert len({p.id for p in found}) == 4
+    lm = make_lm("llama")
+    whole = SMALL.model_copy(update={"file": str(path), "block": 200})
+    result = run_memory(lm, VERBS["acquire"], whole, tmp_path / "run")
+    asked = result.rows[(result.rows["t"] == 0) & (result.rows["scenario"] == "once")]
+    assert asked.groupby("depth")["probe"].count().to_dict() == dict.fromkeys(DEPTHS, 3)
+    assert asked["verbatim"].sum() == 8
+    remarks = " ".join(result.remarks())
+    assert "6 of 9 compositional targets stand in their passage word for word; the others rose by" in remarks
+    assert "without paraphrases" in remarks
+
+
+def test_probes_of_what_was_cut_off_are_left_out(tmp_path: Path) -> None:
+    lm = make_lm("llama")
+    path = tmp_path / "passages.json"
+    path.write_text(json.dumps(published(4)))
+    cut = SMALL.model_copy(
+        update={"file": str(path), "block": len("The Lumen Bridge was opened in Torva by Ana Silk.")}
+    )  # bytes, or fewer
+    passages = passages_for(cut, 0)
+    assert {(p.depth, p.index) for p in _asked(lm, [("once", passages[0])], cut.block)} == {
+        (depth, 0) for depth in DEPTHS
+    }
+    with pytest.raises(ConfigError, match="No memorisation probe asks about the first 16 tokens"):
+        acquire_courses(lm, cut.model_copy(update={"block": 16}))
 
 
 def test_passages_of_ones_own(tmp_path: Path) -> None:
