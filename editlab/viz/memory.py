@@ -125,7 +125,8 @@ def memory_acquisition(result: AcquireResult) -> go.Figure:
     for column, scenario in enumerate(scenarios, 1):
         for i, depth in enumerate(dict.fromkeys(curve["depth"])):
             rows = curve[(curve["scenario"] == scenario) & (curve["depth"] == depth)]
-            add_band(figure, rows["t"], rows, depth, i, place={"row": 1, "col": column}, legend=column == 1)
+            if len(rows):  # a cut passage may have no probe of some depth
+                add_band(figure, rows["t"], rows, depth, i, place={"row": 1, "col": column}, legend=column == 1)
         shown = {"never": (), "once": result.settings.injected[:1]}.get(scenario, result.settings.injected)
         for t in shown:
             figure.add_vline(x=t, line_dash="dot", line_color="gray", row=1, col=column)

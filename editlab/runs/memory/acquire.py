@@ -173,11 +173,11 @@ def _asked(lm: LM, plan: Sequence[tuple[str, FictionalPassage]], block: int) -> 
                 if is_whole or stands:
                     verbatim = target in p.train_context
                     found.append(Probe(scenario, p.id, depth, i, prompt, target, verbatim, 1 + len(p.paraphrases)))
-    lacking = [d for d in DEPTHS if d not in {probe.depth for probe in found if probe.scenario != CONTROL}]
+    left = [p.depth for p in found if p.scenario != CONTROL]
+    lacking = [depth for depth in DEPTHS if depth not in left] or ([CONTROL] if len(left) == len(found) else [])
     if lacking:
-        raise ConfigError(
-            f"No {lacking[0]} probe asks about the first {block} tokens of the passages.", "Use a larger 'block'."
-        )
+        what = "probe of a passage that is never injected" if lacking[0] == CONTROL else f"{lacking[0]} probe"
+        raise ConfigError(f"No {what} asks about the first {block} tokens of it.", "Use a larger 'block'.")
     return found
 
 

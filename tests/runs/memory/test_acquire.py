@@ -144,7 +144,7 @@ def test_probes_of_what_was_cut_off_are_left_out(tmp_path: Path) -> None:
     assert {(p.depth, p.index) for p in _asked(lm, [("once", passages[0])], cut.block)} == {
         (depth, 0) for depth in DEPTHS
     }
-    with pytest.raises(ConfigError, match="No memorisation probe asks about the first 16 tokens"):
+    with pytest.raises(ConfigError, match="No memorisation probe asks about the first 16"):
         acquire_courses(lm, cut.model_copy(update={"block": 16}))
 
 
