@@ -82,6 +82,13 @@ def test_the_edits_of_the_ledger_are_followed(app: App, place: Path) -> None:
     assert len(app.lab.lm.ledger.active) == 1
 
 
+@pytest.mark.parametrize("verb", ["order", "unlearn", "acquire"])
+def test_every_question_has_a_form_and_the_command_that_asks_it(app: App, verb: str) -> None:
+    app.open("memory").fill(me_verb=verb).run()
+    (command,) = (c for c in app.codes if f"memory {verb}" in c)
+    assert "Begin" in app.enabled and "lr=" in command
+
+
 def test_a_bad_link_is_said(app: App) -> None:
     app.open("memory", me_n="100000")
     assert "pairs 100000" in app.said

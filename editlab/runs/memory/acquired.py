@@ -117,7 +117,7 @@ class AcquireResult:
             [
                 r["scenario"],
                 r["depth"],
-                f"{r['effectivity']:+.2f} ({r['low']:+.2f} to {r['high']:+.2f})",
+                f"{r['effectivity']:+.2f}" + ("" if r["n"] < 2 else f" ({r['low']:+.2f} to {r['high']:+.2f})"),
                 f"{r['effectivity_last']:+.2f}",
                 f"{r['decay_per_decade']:.2f}",
                 f"{r['tau']:.3g}",

@@ -74,7 +74,6 @@ def test_exact_recall_is_what_greedy_decoding_says() -> None:
     for said, wanted, reading in zip(continuations(lm, rows, found), targets(lm, rows), found, strict=True):
         if reading.exact:
             assert said == wanted and reading.prefix == reading.n_target
-            assert rouge(said, wanted) == 1 or len(wanted.split()) < 2
 
 
 def test_recognition_scores() -> None:
@@ -162,12 +161,12 @@ def test_fits_recover_what_was_planted(family) -> None:
 def test_aicc_picks_the_planted_family_in_nine_of_ten_draws() -> None:
     rng = np.random.default_rng(1)
     right = dict.fromkeys(("log-linear", "exponential with floor"), 0)
-    for _ in range(50):
+    for _ in range(20):
         for family in FAMILIES:
             if family.name in right:
                 y = family.curve(np.maximum(T, 1), *PLANTED[family.name]) + rng.normal(0, 0.01, T.size)
                 right[family.name] += fit_forgetting(T, y[None], resamples=0)[0].family == family.name
-    assert min(right.values()) >= 45
+    assert min(right.values()) >= 18
 
 
 def test_noisy_times_weigh_less_and_weights_do_not_depend_on_refits() -> None:

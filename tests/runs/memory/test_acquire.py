@@ -141,7 +141,7 @@ def test_probes_of_what_was_cut_off_are_left_out(tmp_path: Path) -> None:
         update={"file": str(path), "block": len("The Lumen Bridge was opened in Torva by Ana Silk.")}
     )  # bytes, or fewer
     passages = passages_for(cut, 0)
-    assert {(p.depth, p.index) for p in _asked(lm, [("once", passages[0])], cut.block)} == {
+    assert {(p.depth, p.index) for p in _asked(lm, [("once", passages[0]), ("never", passages[1])], cut.block)} == {
         (depth, 0) for depth in DEPTHS
     }
     with pytest.raises(ConfigError, match="No memorisation probe asks about the first 16"):

@@ -16,6 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from editlab.data.stimuli import Stimuli
 from editlab.errors import ConfigError, ResumeRefused
 from editlab.lm import LM
+from editlab.probes.memory.reading import read
+from editlab.probes.memory.recall import continuations, rouge_l, targets
 from editlab.probes.memory.recognition import prefers
 from editlab.progress import StepInfo
 from editlab.runs.journal import Journal
@@ -142,6 +144,23 @@ def test_zero_exposures_are_exactly_chance_and_rows_are_whole(lm: LM, tmp_path: 
     assert {p.stem for p in (tmp_path / "run" / "figures").iterdir()} == {"exposures", "items", "losses", "retention"}
     assert set(result.curve["n"]) == {24}
     assert "One seed" not in " ".join(result.remarks())
+
+
+def test_what_is_recalled_exactly_has_a_rouge_of_one_when_it_is_generated(lm: LM) -> None:
+    settings = ONE.model_copy(update={"exposures": 20, "lr": 1e-2, "times": (), "counterbalance": False})
+    (course,) = study_courses(lm, settings)
+    learner = Learner(lm)
+    for update in range(course.updates):
+        course.step(learner, update)
+    exact = [r for r in course.measure(learner, course.updates) if r["exact"]]
+    assert exact and all(r["prefix"] == r["hits"] == 1 for r in exact)
+    rows = [row for batch in course.phases[0].batches[:2] for row in batch]
+    readings = read(learner.lm, rows)
+    assert any(r.exact for r in readings)
+    missed = [dataclasses.replace(r, hits=0) for r in readings]  # so that all are generated
+    for r, said, wanted in zip(readings, continuations(learner.lm, rows, missed), targets(lm, rows), strict=True):
+        if r.exact:
+            assert said == wanted and rouge_l(said, wanted) == 1
 
 
 def test_without_a_learning_rate_nothing_is_learnt(lm: LM, tmp_path: Path) -> None:
