@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from editlab.cli.console import Output
+from editlab.cli.console import Output, printable
 from editlab.cli.options import spread
 from editlab.errors import RequestError
 
@@ -34,14 +34,14 @@ def register(app: typer.Typer) -> None:
             pack = read_pack(file)
             out.result(
                 {"file": str(file), "kind": "pack", "edits": len(pack)},
-                f"{file}: an edit pack with {len(pack)} edits for {pack.base_name}.",
+                printable(f"{file}: an edit pack with {len(pack)} edits for {pack.base_name}."),
             )
         elif file.suffix in (".yaml", ".yml"):
             from editlab import registry
             from editlab.config import build, load_yaml
 
             build(registry.get(method).Config, load_yaml(file), f"method '{method}'")
-            out.result({"file": str(file), "kind": "settings"}, f"{file}: settings of {method} are valid.")
+            out.result({"file": str(file), "kind": "settings"}, printable(f"{file}: settings of {method} are valid."))
         else:
             _records(out, file)
 
@@ -61,7 +61,7 @@ def _records(out: Output, file: Path) -> None:
     if report.is_ok:
         title = f" ({layouts()[report.layout].title})" if report.layout else ""
         lines = [f"{file}: {report.records} {report.holds} are valid{title}.", *report.remarks()]
-        out.result(data, "\n".join(lines))
+        out.result(data, printable("\n".join(lines)))
         return
     problem = RequestError(report.text(), "Correct them, or leave the rows out.")
     if not out.as_json:

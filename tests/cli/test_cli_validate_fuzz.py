@@ -161,3 +161,11 @@ def test_anything_is_valid_or_refused(
                 told
             )
     assert min(codes[0], codes[2]) > 0.1 * variants
+
+
+def test_what_a_file_calls_itself_does_not_reach_the_terminal(cli: Cli, pack: dict[str, bytes], tmp_path: Path) -> None:
+    (tmp_path / "pack").mkdir()
+    for name, data in pack.items():
+        (tmp_path / "pack" / name).write_bytes(data.replace(b'"tiny-llama"', b'"\\u2028"'))
+    ended = cli("validate", tmp_path / "pack")
+    assert ended.code == 0 and "for \\u2028." in ended.out
