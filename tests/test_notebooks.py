@@ -12,7 +12,9 @@ import editlab
 from editlab.progress import StepInfo
 
 FOLDER = Path(editlab.__file__).parents[1] / "experiments" / "notebooks"
-FIGURES = {"conflicts": 6, "locate": 3, "memory": 3}
+FIGURES = {
+    "channels": 5, "conflicts": 6, "edit": 2, "interop": 2, "locate": 3, "memory": 3, "one_fact": 5, "wise": 1,
+}  # fmt: skip
 NEEDS = ("jupytext", "nbclient", "ipykernel", "nnsight", "transformer_lens")
 PLOTLY = "application/vnd.plotly.v1+json"
 

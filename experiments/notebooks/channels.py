@@ -8,8 +8,7 @@
 
 # %% [markdown]
 # # Channels between heads
-# Which heads of the default model speak to which, through what directions, and does it matter? About two minutes on
-# two idle cores.
+# Which heads of the default model speak to which, through what directions, and does it matter?
 
 # %%
 from editlab import LM
@@ -53,13 +52,13 @@ spectrum(found, part, reader, "q")
 read_out(lm, found.factors, part).to_pandas()
 
 # %% [markdown]
-# Now intervene: cut the edge to each of two readers, remove the source, and do the same with 20 matched controls. (Use
-# 200 prompts for a claim; 40 keep this notebook short.)
+# Now intervene: cut the edge to each of two readers, remove the source, and do the same with matched controls. (Use
+# 200 prompts for a claim; 12 keep this notebook short.)
 
 # %%
 channels = [Channel(part, Part(23, 0), "q"), Channel(part, reader, "q")]
-prompts = tasks.ioi(lm, 40)
-tests = causal.verify(lm, channels, prompts, found, causal.Config(controls=20, passages=2))
+prompts = tasks.ioi(lm, 12)
+tests = causal.verify(lm, channels, prompts, found, causal.Config(controls=20, passages=1))
 print(tests.headline)
 tests.to_pandas()[["source", "target", "status", "edge", "edge_low", "edge_high", "edge_controls95", "node", "why"]]
 
