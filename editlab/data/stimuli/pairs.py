@@ -39,6 +39,9 @@ TEMPLATES = (
      "In {month}, {number} {animal}s and {person} crossed from {town} on a {adjective} {thing}."),
 )  # fmt: skip
 
+PROSE_WORDS = (14, 26)
+TRIES = 1000  # draws in a row that give nothing new
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -115,6 +118,10 @@ def _synonym(rng: random.Random) -> Pair:
     )
 
 
+def _prose(rng: random.Random) -> Pair:
+    return Pair(*rng.sample(_sentences(), 2))
+
+
 def _word_string(rng: random.Random) -> Pair:
     return Pair(*(" ".join(rng.sample(_vocabulary(), 14)) for _ in range(2)))
 
@@ -140,8 +147,21 @@ def _vocabulary() -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
+@cache
+def _sentences() -> tuple[str, ...]:
+    """Whole sentences of the factbook, none so short that little is left to recall."""
+    from editlab.data.factbook import passages
+    from editlab.data.stimuli.filler import SENTENCE_END
+
+    found = {s.strip() for p in passages() for s in SENTENCE_END.split(p)}
+    low, high = PROSE_WORDS
+    whole = (s for s in found if s[0].isupper() and s.endswith(".") and ". " not in s)
+    return tuple(sorted(s for s in whole if low <= len(s.split()) <= high))
+
+
 KINDS: dict[str, tuple[str, Make]] = {
-    "sentence": ("a sentence, or one about something else", _sentence),
+    "prose": ("a sentence of ordinary prose, or another one", _prose),
+    "sentence": ("an invented sentence, or one about something else", _sentence),
     "same-template": ("a sentence, or one of the same form with other names", _same_template),
     "paraphrase": ("a sentence, or the same in other words", _paraphrase),
     "synonym": ("a sentence, or the same with one word replaced by a synonym", _synonym),
@@ -156,7 +176,7 @@ def stimuli(kind: str = "sentence", n: int = 64, seed: int = 0) -> Stimuli:
     """`n` pairs of a kind; no text occurs twice in them.
 
     Raises:
-        UnknownName: there is no such kind.
+        UnknownName: there is no such kind. ConfigError: it has fewer texts.
     """
     if kind not in KINDS:
         raise UnknownName(f"There is no kind of stimulus '{kind}'.", did_you_mean(kind, list(KINDS)))
@@ -164,10 +184,15 @@ def stimuli(kind: str = "sentence", n: int = 64, seed: int = 0) -> Stimuli:
     pairs: list[Pair] = []
     seen: set[str] = set()
     while len(pairs) < n:
-        pair = KINDS[kind][1](rng)
-        if pair.a != pair.b and not seen & {pair.a, pair.b}:
-            seen |= {pair.a, pair.b}
-            pairs.append(pair)
+        drawn = (KINDS[kind][1](rng) for _ in range(TRIES))
+        pair = next((p for p in drawn if p.a != p.b and not seen & {p.a, p.b}), None)
+        if pair is None:
+            raise ConfigError(
+                f"The kind '{kind}' has no more than {len(pairs)} pairs, {n} were asked for.",
+                "Ask for fewer, or name a file of your own.",
+            )
+        seen |= {pair.a, pair.b}
+        pairs.append(pair)
     return Stimuli(kind, seed, tuple(pairs))
 
 

@@ -53,7 +53,7 @@ class TrainingSettings(MethodConfig):
 class StudySettings(TrainingSettings):
     """Settings of `recognize`, `recall` and `retain`."""
 
-    kinds: tuple[str, ...] = Field(("sentence",), min_length=1, description=f"of pairs: {', '.join(KINDS)}")
+    kinds: tuple[str, ...] = Field(("prose",), min_length=1, description=f"of pairs: {', '.join(KINDS)}")
     file: str | None = Field(None, description="pairs of one's own, in place of the kinds")
     items: int = Field(64, ge=2, description="pairs; both texts of each are studied, in two runs")
     seeds: int = Field(3, ge=1, description="repetitions with texts, order and filler of their own")
@@ -77,8 +77,16 @@ class StudySettings(TrainingSettings):
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"items": 16, "seeds": 1, "counterbalance": False},
     "standard": {"items": 64, "seeds": 3},
-    "full": {"items": 64, "seeds": 5, "kinds": ("sentence", "same-template", "synonym", "words")},
-    "paper": {"items": 600, "seeds": 4, "batch": 16, "lr": 3e-5, "filler_batch": 16, "filler_lr": 1e-5},
+    "full": {"items": 64, "seeds": 5, "kinds": ("prose", "sentence", "same-template", "synonym", "words")},
+    "paper": {
+        "kinds": ("sentence",),
+        "items": 600,
+        "seeds": 4,
+        "batch": 16,
+        "lr": 3e-5,
+        "filler_batch": 16,
+        "filler_lr": 1e-5,
+    },
 }
 PRESET_TIMES: dict[str, tuple[int, ...]] = {
     "quick": TIMES,
