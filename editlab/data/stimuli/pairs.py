@@ -39,7 +39,7 @@ TEMPLATES = (
      "In {month}, {number} {animal}s and {person} crossed from {town} on a {adjective} {thing}."),
 )  # fmt: skip
 
-PROSE_WORDS = (14, 26)
+PROSE_WORDS = (12, 20)
 TRIES = 1000  # draws in a row that give nothing new
 
 
