@@ -19,7 +19,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
-from test_study import same
+from test_study_runs import same
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(3600)]
 
