@@ -24,7 +24,7 @@ test: install-dev
 	@OMP_NUM_THREADS=1 $(RUN) pytest -n auto
 
 test-model: install-dev
-	@$(RUN) pytest -m model
+	@OMP_NUM_THREADS=1 $(RUN) pytest -m model -n 2
 
 test-browser: install-dev
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check 'selenium>=4.20'
