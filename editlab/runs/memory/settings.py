@@ -76,7 +76,7 @@ class StudySettings(TrainingSettings):
 # Sizes by what they cost. On one CPU thread SmolLM2-135M trains on about 45 tokens a second and reads about 140.
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"items": 16, "seeds": 1, "counterbalance": False},
-    "standard": {"items": 32, "seeds": 3},
+    "standard": {"items": 24, "seeds": 3},
     "full": {"items": 64, "seeds": 5, "kinds": ("prose", "sentence", "same-template", "synonym", "words")},
     "paper": {
         "kinds": ("sentence",),
