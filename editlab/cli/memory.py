@@ -39,17 +39,22 @@ class Texts:
 
     def values(self, overrides: list[str] | None, *, retain: bool = False) -> dict[str, Any]:
         """Settings of a study."""
-        from editlab.config import parse_overrides
         from editlab.runs.memory.settings import preset
 
         if self.kind and self.file is not None:
             raise ConfigError("--kind and --file exclude each other.", "A file brings its own foils.")
-        values = preset(self.preset, retain=retain) | {"seed": self.seed} | parse_overrides(overrides or [])
+        values = preset(self.preset, retain=retain) | _given(overrides, self.seed, self.file)
         if self.kind:
             values["kinds"] = tuple(self.kind)
-        if self.file is not None:
-            values["file"] = str(self.file)
         return values
+
+
+def _given(overrides: list[str] | None, seed: int, file: Path | None = None) -> dict[str, Any]:
+    """What the options say of a study's settings; --file over SETTING=VALUE, and that over --seed."""
+    from editlab.config import parse_overrides
+
+    values = {"seed": seed} | parse_overrides(overrides or [])
+    return values | ({"file": str(file)} if file is not None else {})
 
 
 @dataclass(frozen=True)
@@ -162,11 +167,7 @@ def _register_acquire(memory: typer.Typer) -> None:
         seed: Seed = 0,
     ) -> None:
         """What does each injection of a passage teach, how deep, and how fast is it lost?"""
-        from editlab.config import parse_overrides
-
-        values = {"seed": seed} | parse_overrides(overrides or [])
-        values |= {"file": str(file)} if file is not None else {}
-        study(out, checkpoint, "acquire", values, target)
+        study(out, checkpoint, "acquire", _given(overrides, seed, file), target)
 
 
 def _register_order(memory: typer.Typer) -> None:
@@ -183,11 +184,7 @@ def _register_order(memory: typer.Typer) -> None:
         seed: Seed = 0,
     ) -> None:
         """Which of two passages came first? With the text in sight, without it, and after studying it (a control)."""
-        from editlab.config import parse_overrides
-
-        values = {"seed": seed} | parse_overrides(overrides or [])
-        values |= {"file": str(file)} if file is not None else {}
-        study(out, checkpoint, "order", values, target)
+        study(out, checkpoint, "order", _given(overrides, seed, file), target)
 
 
 def _register_unlearn(memory: typer.Typer) -> None:
@@ -197,9 +194,7 @@ def _register_unlearn(memory: typer.Typer) -> None:
         out: Output, checkpoint: EditedCheckpoint, target: Target, overrides: Overrides = None, seed: Seed = 0
     ) -> None:
         """Study texts, then forget half of them by dampening weights: what goes, what stays, where to stop."""
-        from editlab.config import parse_overrides
-
-        study(out, checkpoint, "unlearn", {"seed": seed} | parse_overrides(overrides or []), target)
+        study(out, checkpoint, "unlearn", _given(overrides, seed), target)
 
 
 def _register_survive(memory: typer.Typer) -> None:
@@ -225,12 +220,10 @@ def _register_survive(memory: typer.Typer) -> None:
         seed: Seed = 0,
     ) -> None:
         """How long would this edit last under further fine-tuning? And would training have lasted longer?"""
-        from editlab.config import parse_overrides
         from editlab.runs.memory.settings import spread as spread_out
 
-        values: dict[str, Any] = {"seed": seed} | parse_overrides(setting or [])
+        values = _given(setting, seed, file)
         values |= {"engines": tuple(engine)} if engine else {}
-        values |= {"file": str(file)} if file is not None else {}
         values |= {"times": spread_out(updates)} if updates is not None else {}
         if pack is not None and file is not None:
             raise ConfigError("A pack brings its own facts.", "Leave --file out.")

@@ -18,7 +18,6 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -31,7 +30,7 @@ from editlab.facts import Fact
 from editlab.progress import OnStep, StepInfo, silent
 from editlab.report import EditReport, ReportRow, compare
 from editlab.runs.events import check_events
-from editlab.runs.folder import check_free, write_config, write_run
+from editlab.runs.folder import check_free, versions, write_config, write_run
 from editlab.runs.journal import NAME as JOURNAL
 from editlab.runs.journal import Journal, alone
 from editlab.runs.measure import FailedRow
@@ -166,7 +165,7 @@ def _basis(lm: LM, facts: Sequence[Fact], plan: Plan) -> dict[str, str]:
         "facts": sha([f.model_dump(mode="json") for f in facts]),
         "plan": sha(plan.model_dump(mode="json")),
         "dtype": str(next(lm.model.parameters()).dtype),
-        **{name: version(name) for name in ("editlab", "torch", "transformers")},
+        **versions(),
     }
 
 

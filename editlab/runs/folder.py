@@ -113,6 +113,11 @@ def _write_rows(folder: Path, rows: pd.DataFrame) -> None:
     write_whole(folder / "results.parquet", lambda path: rows.to_parquet(path, index=False))
 
 
+def versions() -> dict[str, str]:
+    """Of the libraries that results depend on."""
+    return {name: version(name) for name in ("editlab", "torch", "transformers")}
+
+
 def write_manifest(folder: Path, lm: LM, kind: str, config: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
     """Write what was run, on which weights, with which versions; a folder with it is complete."""
     manifest = {
@@ -126,7 +131,7 @@ def write_manifest(folder: Path, lm: LM, kind: str, config: Mapping[str, Any], e
         "dtype": str(next(lm.model.parameters()).dtype),
         "device": str(lm.device),
         **extra,
-        "versions": {name: version(name) for name in ("editlab", "torch", "transformers")},
+        "versions": versions(),
         "python": platform.python_version(),
         "system": platform.platform(),
     }

@@ -13,7 +13,6 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from editlab import registry
 from editlab.errors import ConfigError, ResumeRefused
 from editlab.progress import OnStep, StepInfo, silent
 from editlab.runs.batch import check_basis
-from editlab.runs.folder import check_free, write_config
+from editlab.runs.folder import check_free, versions, write_config
 from editlab.runs.journal import NAME as JOURNAL
 from editlab.runs.journal import Journal, alone
 from editlab.state.files import write_json, write_text
@@ -126,8 +125,7 @@ def _carry_out(
 def _basis(plan: StudyPlan, threads: int) -> dict[str, str]:
     """Everything that the runs rest on which their own journals cannot know before they begin."""
     files = {Path(source).name: _sha(Path(source)) for source in plan.facts if Path(source).is_file()}
-    versions = {name: version(name) for name in ("editlab", "torch", "transformers")}
-    return {"plan": plan.sha256, "threads": str(threads), **files, **versions}
+    return {"plan": plan.sha256, "threads": str(threads), **files, **versions()}
 
 
 def _sha(path: Path) -> str:
@@ -158,7 +156,7 @@ def _manifest(result: StudyResult) -> dict[str, Any]:
         "edits": [],
         "failed": [{"run": name, "reason": reason} for name, reason in result.failed.items()],
         "headline": result.headline,
-        "versions": {name: version(name) for name in ("editlab", "torch", "transformers")},
+        "versions": versions(),
         "cores": os.cpu_count(),
     }
 

@@ -276,8 +276,7 @@ class Layer:
             return self._look(x, y, self._parts)
         with torch.no_grad():
             limits, plain = self._limits.of(x.float()), self._plain(y).norm(dim=-1)
-            each = limits / plain[..., None].clamp(min=1e-12) if self.routing.indicator == "relative" else limits
-            loud = (each > self.thresholds).flatten(0, 1).any(0).nonzero()[:, 0]
+            loud = (self._per_token(limits, plain) > self.thresholds).flatten(0, 1).any(0).nonzero()[:, 0]
             added = torch.zeros_like(limits)
             if len(loud):
                 added[..., loud] = self._look(x, y, [self._parts[i] for i in loud.tolist()])[0]
@@ -307,12 +306,15 @@ class Layer:
                 ]
             return torch.stack([z.norm(dim=-1) for z in added], dim=-1), y.norm(dim=-1)
 
+    def _per_token(self, added: Tensor, plain: Tensor) -> Tensor:
+        """(B, n, banks) the indicator of each token by itself."""
+        return added / plain[..., None].clamp(min=1e-12) if self.routing.indicator == "relative" else added
+
     def _indicator(self, prompt: Tensor, added: Tensor, plain: Tensor) -> Tensor:
         """(B, banks) from what `look` saw of the tokens (B, n), where `prompt` has them."""
-        relative = self.routing.indicator == "relative"
         if self.routing.pooling == "max":
-            each = added / plain[..., None].clamp(min=1e-12) if relative else added
-            return torch.where(prompt[..., None], each, 0).amax(1)
+            return torch.where(prompt[..., None], self._per_token(added, plain), 0).amax(1)
+        relative = self.routing.indicator == "relative"
         total = (added * prompt[..., None]).sum(1)
         return total / ((plain * prompt).sum(1).clamp(min=1e-12) if relative else prompt.sum(1).clamp(min=1))[:, None]
 

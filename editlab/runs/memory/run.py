@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,7 +17,7 @@ from editlab.config import build
 from editlab.errors import ConfigError, ResumeRefused
 from editlab.progress import OnStep, silent
 from editlab.runs.batch import check_basis
-from editlab.runs.folder import check_free, write_config, write_table
+from editlab.runs.folder import check_free, versions, write_config, write_table
 from editlab.runs.journal import NAME as JOURNAL
 from editlab.runs.journal import Journal, alone
 from editlab.runs.memory.course import CHECKPOINT, Course, Row, run_courses
@@ -152,7 +151,7 @@ def _basis(lm: LM, settings: TrainingSettings, courses: Sequence[Course]) -> dic
         "texts": texts.hexdigest(),
         "dtype": str(next(lm.model.parameters()).dtype),
         "threads": str(torch.get_num_threads()),
-        **{name: version(name) for name in ("editlab", "torch", "transformers")},
+        **versions(),
     }
 
 
