@@ -26,6 +26,7 @@ from editlab.state.weights import WeightView
 
 if TYPE_CHECKING:
     from editlab.evaluation.results import Evaluation
+    from editlab.models.load import DeviceMap
     from editlab.probes.conflicts.behaviour import Behaviour
     from editlab.probes.result import ProbeResult
     from editlab.probes.routing import Routing
@@ -70,14 +71,20 @@ class LM(Reader):
         *,
         dtype: str = "float32",
         device: str = "cpu",
+        device_map: DeviceMap = None,
+        max_memory: dict[int | str, int | str] | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
         on_step: OnStep = silent,
     ) -> LM:
         """Load a model by registered name, local folder or hub id; None is the default model.
 
+        Args:
+            device_map, max_memory: spread the layers over GPUs, memory and disk, to analyse what fits on no device;
+                see `models.load.load`.
+
         Raises:
-            ModelError: it is missing, incomplete or not supported.
+            ModelError: it is missing, incomplete, not supported, or larger than what is free.
         """
         from editlab.models.load import load
 
@@ -85,6 +92,8 @@ class LM(Reader):
             name_or_path,
             dtype=dtype,
             device=device,
+            device_map=device_map,
+            max_memory=max_memory,
             revision=revision,
             trust_remote_code=trust_remote_code,
             on_step=on_step,

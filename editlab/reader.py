@@ -20,6 +20,7 @@ from editlab.hooks.adapter import ModelAdapter
 from editlab.hooks.batch import Batch, Span, pad_rows, tokenize
 from editlab.hooks.cone import Cone
 from editlab.hooks.detect import detect
+from editlab.hooks.placement import home, stored_weight
 from editlab.hooks.routing import Routes
 from editlab.hooks.session import Captured, Output, Session
 from editlab.progress import OnStep, StepInfo, silent
@@ -87,7 +88,12 @@ class Reader:
 
     @property
     def device(self) -> torch.device:
-        return self.model.get_input_embeddings().weight.device
+        """The device that token ids go to."""
+        return home(self.model)
+
+    def weight(self, name: str) -> Tensor:
+        """The content of a parameter, also where it is kept off the device; to be read only."""
+        return stored_weight(self.model, name)
 
     # -- text ---------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ def generate(out: Output, checkpoint: EditedCheckpoint, seed: Seed = 0) -> None:
     lm = checkpoint.open(out.on_step)
 
 A parameter whose type is a dataclass stands for its fields, which are options like any other: `Output` brings --json
-and --quiet, `Checkpoint` --model, --dtype, --device and --threads, `EditedCheckpoint` --edits too.
+and --quiet, `Checkpoint` --model, --dtype, --device, --device-map and --threads, `EditedCheckpoint` --edits too.
 """
 
 from __future__ import annotations
@@ -50,6 +50,14 @@ Dtype = Annotated[
     typer.Option("--dtype", metavar="DTYPE", help="float32, float16, bfloat16, float64, or auto (as saved)."),
 ]
 Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:N, or auto.")]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        "--device-map",
+        metavar="MAP",
+        help="Instead of --device, for models that fit on none: auto spreads them over GPUs, memory and disk.",
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(
@@ -95,13 +103,20 @@ class Checkpoint:
     model: Model = None
     dtype: Dtype = "float32"
     device: Device = "cpu"
+    device_map: DeviceMap = None
     threads: Threads = None
 
     def open(self, on_step: OnStep, default: str | None = None) -> LM:
         """The model; `default` is the one that is meant where --model is left out."""
         from editlab.lm import LM
 
-        return LM.from_pretrained(self.model or default, dtype=self.dtype, device=self.device, on_step=on_step)
+        return LM.from_pretrained(
+            self.model or default,
+            dtype=self.dtype,
+            device=self.device,
+            device_map=self.device_map,
+            on_step=on_step,
+        )
 
 
 @dataclass(frozen=True)

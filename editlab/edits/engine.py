@@ -23,8 +23,13 @@ def engine(lm: LM, method: str, settings: Mapping[str, Any]) -> Compute:
     """The method with these settings over those of the model's preset, ready for facts.
 
     Raises:
-        UnknownName: there is no such method. ConfigError: a setting is invalid.
+        UnknownName: there is no such method. ConfigError: a setting is invalid. EditlabError: the model is offloaded.
     """
+    if any(p.is_meta for p in lm.model.parameters()):
+        raise EditlabError(
+            f"{lm.name} cannot be edited: some of its weights are kept off the device.",
+            "Load it without a device map, in bfloat16 if need be.",
+        )
     module = registry.get(method)
     config = build(module.Config, with_preset(lm.adapter, method, settings), f"method '{method}'")
 

@@ -141,6 +141,11 @@ READING = """## What follows
   computed again.
 - **Weights in bf16, solves in float64**: `--dtype bfloat16`; deltas are kept in float32 and added to the base in
   float64 before rounding once.
+- **Room is looked at before anything is read**: a model whose weights, by the headers of its files, are larger than
+  what is free on the device is refused, with the dtype that would fit.
+- **`--device-map auto`** spreads layers over the GPUs, memory and disk (accelerate). Traces, head maps, channels and
+  scores of such a model are those of the model on one device; it is not edited, since what an edit would be written to
+  is not there. Tested with memory and disk; not on a machine with several GPUs.
 """
 
 

@@ -27,6 +27,7 @@ from editlab.errors import AdapterError
 from editlab.hooks.adapter import ModelAdapter, weight_ref
 from editlab.hooks.batch import Batch
 from editlab.hooks.cone import entering_at, restorer, shallow, until
+from editlab.hooks.placement import stored_weight
 from editlab.hooks.routing import decisions_of, select_rows
 from editlab.hooks.session import Session
 
@@ -94,7 +95,7 @@ class Column:
     def output_weight(self, layer: int) -> Tensor:
         """(D, H e) the output projection."""
         ref = weight_ref(self.model, self.adapter.layers[layer].o)
-        return ref.oriented(self.model.get_parameter(ref.name))
+        return ref.oriented(stored_weight(self.model, ref.name))
 
     def logits(self, final: Tensor, tokens: Tensor) -> Tensor:
         """See `token_logits`."""
@@ -114,9 +115,10 @@ class Column:
 
 def token_logits(model: nn.Module, adapter: ModelAdapter, final: Tensor, tokens: Tensor) -> Tensor:
     """(R, n) the model's logits of `tokens` (R, n), from what the unembedding reads (R, D)."""
-    unembed = model.get_submodule(adapter.unembed)
-    weight, bias = unembed.weight, getattr(unembed, "bias", None)
-    assert isinstance(weight, Tensor)
+    weight = stored_weight(model, f"{adapter.unembed}.weight")
+    bias = None
+    if getattr(model.get_submodule(adapter.unembed), "bias", None) is not None:
+        bias = stored_weight(model, f"{adapter.unembed}.bias")
     found = torch.einsum("rd,rnd->rn", final, weight[tokens])
     if bias is not None:
         found = found + bias[tokens]

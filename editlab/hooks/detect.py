@@ -31,6 +31,7 @@ from editlab.hooks.adapter import HeadLayout, LayerPaths, ModelAdapter
 from editlab.hooks.cone import entering_at
 from editlab.hooks.head_layouts import query_key_value
 from editlab.hooks.kv_cache import cache_made
+from editlab.hooks.placement import home
 
 _HINT = "Hand in a ModelAdapter written for it: LM(model, tokenizer, adapter=...)."
 
@@ -144,10 +145,7 @@ def _probe(model: nn.Module) -> _Seen:
 
         return hook
 
-    device = model.get_input_embeddings().weight.device  # type: ignore[operator]
-    if device.type == "meta":
-        device = torch.device("cpu")
-    ids = probe_ids(model).to(device)
+    ids = probe_ids(model).to(home(model))
     with ExitStack() as stack, torch.no_grad():
         for name, module in model.named_modules():
             if name:

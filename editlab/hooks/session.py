@@ -30,6 +30,7 @@ from editlab.hooks.attention import AttentionTap
 from editlab.hooks.batch import Batch, check_length
 from editlab.hooks.cone import Cone, Stop, cropped, entering_at, keeper, until
 from editlab.hooks.kv_cache import as_argument
+from editlab.hooks.placement import home, is_spread
 from editlab.hooks.points import At, Frame, Lens, Point, attach, frame_of_call, locate, select
 from editlab.hooks.routing import prompt_ends
 from editlab.hooks.sampling import drawing_from
@@ -120,12 +121,15 @@ class Session(AbstractContextManager["Session"]):
             when: "after" the session's patches there (what the rest of the model sees) or "before" them.
             grad: keep the tensor in the autograd graph with `.grad` filled by `backward`; needs at=None.
             copy: clone (safe) or keep a reference.
+            device: where to keep it; None: where it was, or the embedding's device if layers are on several.
 
         Raises:
             ConfigError, UnknownName, SiteUnavailable: before anything is registered.
         """
         if grad and at is not None:
             raise ConfigError("A capture with grad=True keeps the whole tensor.", "Leave `at` out and index it.")
+        if device is None and is_spread(self.model):
+            device = home(self.model)  # so that what layers on several devices give can be put together
         return self._add(
             Wish(
                 "capture",

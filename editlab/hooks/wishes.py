@@ -97,6 +97,12 @@ def grant(wishes: list[Wish], x: Tensor, frame: Frame, into: Captured) -> Tensor
     return x
 
 
+def _chosen(wish: Wish, frame: Frame, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    """`select`, on the device of the layer, which is not that of the mask where layers are on several."""
+    found = select(wish.at, frame)
+    return None if found is None else (found[0].to(device), found[1].to(device))
+
+
 def _keep(wish: Wish, x: Tensor, frame: Frame, into: Captured) -> Tensor:
     wish.fired += 1
     value = wish.lens.read(x, frame) if wish.lens else x
@@ -110,7 +116,7 @@ def _keep(wish: Wish, x: Tensor, frame: Frame, into: Captured) -> Tensor:
         into.tensors[key] = value
         value = value.clone() if wish.copy else value  # Falcon would add into what was kept
         return wish.lens.write(x, value, frame) if wish.lens else value
-    chosen = select(wish.at, frame)
+    chosen = _chosen(wish, frame, value.device)
     kept = value.detach() if chosen is None else value.detach()[chosen]
     if wish.device is not None:
         kept = kept.to(wish.device)
@@ -123,7 +129,7 @@ def _apply(wish: Wish, x: Tensor, frame: Frame) -> Tensor:
         return x
     wish.fired += 1
     value = wish.lens.read(x, frame) if wish.lens else x
-    chosen = select(wish.at, frame)
+    chosen = _chosen(wish, frame, value.device)
     part = value if chosen is None else value[chosen]
     given = wish.value
     if wish.is_mean:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import re
-import struct
+import tempfile
+import weakref
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,16 +24,17 @@ from editlab.errors import ConfigError, ModelError, did_you_mean
 from editlab.models import registry
 from editlab.models.pull import pull_entry, read_record
 from editlab.models.quiet import quiet_transformers
+from editlab.models.room import INDEX, SINGLE, bytes_of, check_room, header, weight_files
 from editlab.progress import OnStep, StepInfo, silent
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+DeviceMap = str | dict[str, int | str] | None
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 DTYPES = ("float32", "float16", "bfloat16", "float64", "auto")
 
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -80,6 +82,8 @@ def load(
     *,
     dtype: str | torch.dtype = "float32",
     device: str = "cpu",
+    device_map: DeviceMap = None,
+    max_memory: dict[int | str, int | str] | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     on_step: OnStep = silent,
@@ -89,26 +93,40 @@ def load(
     Args:
         dtype: one of `DTYPES`; "auto" keeps the precision that the folder was saved in.
         device: a torch device, or "auto" for the first GPU if there is one.
+        device_map: spread the layers over devices instead, as accelerate does: one of `DEVICE_MAPS`, or a device,
+            "cpu" or "disk" by module. What does not fit on the GPUs stays in memory, and then on disk, and is read
+            when it is its turn. Such a model can be analysed; weights that are not on a device cannot be edited.
+        max_memory: with it, the most to use of each device (by number) and of "cpu", in bytes or as in "8GB".
         revision: branch, tag or commit of a hub model. A hub model in the local cache is used without
             asking the hub whether it has changed.
         trust_remote_code: let the folder's own Python files run.
 
     Raises:
-        ConfigError: the dtype or the device does not exist.
-        ModelError: no such model, or it is incomplete, damaged, or of a kind that editlab cannot use.
+        ConfigError: the dtype, the device or the map does not exist.
+        ModelError: no such model, or it is incomplete, damaged, larger than what is free, or of a kind that editlab
+            cannot use.
     """
     torch_dtype = _dtype(dtype)
     torch_device = _device(device)
+    if isinstance(device_map, str) and device_map not in DEVICE_MAPS:
+        raise ConfigError(f"No device map '{device_map}'.", f"Use one of {', '.join(DEVICE_MAPS)}.")
     folder, found_revision = find_folder(
         name_or_path, revision=revision, trust_remote_code=trust_remote_code, on_step=on_step
     )
     check_folder(folder, trust_remote_code=trust_remote_code)
     name = registry.default().name if name_or_path is None else str(name_or_path)
-    on_step(StepInfo(f"loading {name}", 0, 1))
+    needed = bytes_of(folder, wanted := str(dtype).removeprefix("torch."))
+    if device_map is None:
+        check_room(name, {wanted: needed, "bfloat16": bytes_of(folder, "bfloat16")}, wanted, torch_device)
+    told = f"loading {name} ({needed / 1e9:.2f} GB)"
+    on_step(StepInfo(told, 0, 1))
     with quiet_transformers():
-        model = _model(folder, torch_dtype, trust_remote_code)
-    model = model.to(torch_device).eval().requires_grad_(False)
-    on_step(StepInfo(f"loading {name}", 1, 1))
+        if device_map is None:
+            model = _model(folder, torch_dtype, trust_remote_code).to(torch_device)
+        else:
+            model = _spread_model(folder, torch_dtype, trust_remote_code, device_map, max_memory)
+    model = model.eval().requires_grad_(False)
+    on_step(StepInfo(told, 1, 1))
     return LoadedModel(model, name, folder, found_revision, trust_remote_code)
 
 
@@ -158,16 +176,17 @@ def check_folder(folder: Path, *, trust_remote_code: bool = False) -> None:
         raise ModelError(f"{folder} has no config.json, so it is not a model folder.")
     if "model_type" not in _json(config) and not trust_remote_code:
         raise ModelError(f"{config} names no model_type, so the architecture is unknown.")
-    if (folder / _INDEX).is_file():
-        shards = sorted(set(_json(folder / _INDEX).get("weight_map", {}).values()))
-        if not shards:
-            raise ModelError(f"{folder / _INDEX} lists no weights.")
-    elif (folder / _SINGLE).is_file():
-        shards = [_SINGLE]
-    else:
+    if (folder / INDEX).is_file():
+        _json(folder / INDEX)
+    elif not (folder / SINGLE).is_file():
         raise _no_weights(folder)
+    shards = weight_files(folder)
+    if not shards:
+        raise ModelError(f"{folder / INDEX} lists no weights.")
     for shard in shards:
-        _check_safetensors(folder / shard)
+        if not shard.is_file():
+            raise ModelError(f"The model folder is incomplete: {shard} is missing.", "Copy or download it again.")
+        header(shard)
     if not trust_remote_code and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise ModelError(
             f"{folder} has no tokenizer (no tokenizer.json).",
@@ -202,28 +221,7 @@ def _no_weights(folder: Path) -> ModelError:
             "opening a pickle can run code.",
             "If you trust the file, load it with transformers and save it again with save_pretrained.",
         )
-    return ModelError(f"{folder} has no weights: neither {_SINGLE} nor {_INDEX} is there.")
-
-
-def _check_safetensors(path: Path) -> None:
-    if not path.is_file():
-        raise ModelError(f"The model folder is incomplete: {path} is missing.", "Copy or download it again.")
-    size = path.stat().st_size
-    damaged = ModelError(f"{path} is cut short or damaged ({size} bytes).", "Copy or download it again.")
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        if len(prefix) < 8:
-            raise damaged
-        (length,) = struct.unpack("<Q", prefix)
-        if length > size - 8:
-            raise damaged
-        try:
-            header = json.loads(file.read(length))
-            end = max((item["data_offsets"][1] for key, item in header.items() if key != "__metadata__"), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise damaged from None
-    if size != 8 + length + end:
-        raise damaged
+    return ModelError(f"{folder} has no weights: neither {SINGLE} nor {INDEX} is there.")
 
 
 def _tokenizer(folder: Path, trust_remote_code: bool) -> Any:
@@ -242,7 +240,20 @@ def _tokenizer(folder: Path, trust_remote_code: bool) -> Any:
     return tokenizer
 
 
-def _model(folder: Path, dtype: Any, trust_remote_code: bool) -> Any:
+def _spread_model(folder: Path, dtype: Any, trust_remote_code: bool, device_map: Any, max_memory: Any) -> Any:
+    kept = tempfile.TemporaryDirectory(prefix="editlab-offload-")  # for weights that are stored in another dtype
+    try:
+        model = _model(
+            folder, dtype, trust_remote_code, device_map=device_map, max_memory=max_memory, offload_folder=kept.name
+        )
+    except BaseException:
+        kept.cleanup()
+        raise
+    weakref.finalize(model, kept.cleanup)
+    return model
+
+
+def _model(folder: Path, dtype: Any, trust_remote_code: bool, **placing: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
@@ -253,6 +264,7 @@ def _model(folder: Path, dtype: Any, trust_remote_code: bool) -> Any:
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            **placing,
         )
     except (ValueError, OSError, RuntimeError, KeyError, ImportError) as error:
         if is_out_of_memory(error):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from editlab.errors import ConfigError
 from editlab.hooks.adapter import ModelAdapter, weight_ref
 from editlab.hooks.heads import Head, HeadGains, check_heads, head_name
+from editlab.hooks.placement import stored_weight
 from editlab.state.edit import Delta, Edit
 
 
@@ -67,7 +68,7 @@ def _constant(
 ) -> Tensor:
     """(D,) float64: what the means add to the output projection's bias."""
     ref = weight_ref(model, adapter.layers[layer].o)
-    weight = ref.oriented(model.get_parameter(ref.name)).detach().double().cpu()
+    weight = ref.oriented(stored_weight(model, ref.name)).double().cpu()
     of_head = weight.unflatten(1, (adapter.n_heads, -1))  # (D, H, e)
     total = torch.zeros(weight.shape[0], dtype=torch.float64)
     for head, gain in changed.items():

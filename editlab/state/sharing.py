@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import functools
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from editlab.errors import EditlabError
+from editlab.hooks.placement import offload_maps, offloaded
 
 # Libraries whose hooks belong to the model: transformers installs capture hooks for good on the first
 # `output_hidden_states=True`, accelerate moves weights, torch implements weight normalisation.
@@ -32,7 +33,7 @@ def structural_clone(model: nn.Module) -> nn.Module:
         _refuse_foreign_hooks(name or type(model).__name__, module)
     memo: dict[int, Any] = {id(t): t for t in [*model.parameters(), *model.buffers()]}
     for module in model.modules():
-        for weights in _offload_maps(module):
+        for weights in offload_maps(module):
             memo[id(weights)] = weights
     return copy.deepcopy(model, memo)
 
@@ -57,15 +58,6 @@ def _refuse_foreign_hooks(name: str, module: nn.Module) -> None:
         )
 
 
-def _offload_maps(module: nn.Module) -> Iterator[Mapping[str, Tensor]]:
-    """The mappings from which accelerate loads this module's offloaded weights."""
-    hook = getattr(module, "_hf_hook", None)
-    for part in getattr(hook, "hooks", [hook]):
-        weights = getattr(part, "weights_map", None)
-        if weights is not None:
-            yield weights
-
-
 def weight_sources(base: nn.Module) -> dict[str, Callable[[], Tensor]]:
     """Everything that decides what the model computes: parameters (ties once) and persistent buffers."""
     tensors: dict[str, Tensor] = dict(base.named_parameters())
@@ -76,20 +68,8 @@ def weight_sources(base: nn.Module) -> dict[str, Callable[[], Tensor]]:
     sources: dict[str, Callable[[], Tensor]] = {name: t.detach for name, t in tensors.items()}
     for name, t in tensors.items():
         if t.device.type == "meta":
-            sources[name] = functools.partial(_read_offloaded, base, name)
+            sources[name] = functools.partial(offloaded, base, name, t)
     return sources
-
-
-def _read_offloaded(base: nn.Module, name: str) -> Tensor:
-    """The content of a weight that accelerate keeps in memory or on disk; the meta tensor if it has none."""
-    for prefix, module in base.named_modules():
-        local = name.removeprefix(f"{prefix}.") if prefix else name
-        if prefix and local == name:
-            continue
-        for weights in _offload_maps(module):
-            if local in weights:
-                return weights[local]
-    return torch.empty(0, device="meta")
 
 
 class Swap:

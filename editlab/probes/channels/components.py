@@ -143,7 +143,7 @@ def _written(lm: LM, head: Part, components: list[int]) -> tuple[str, Tensor, Te
     _, _, v, *_ = layer_factors(layer_heads(lm, head.layer, torch.float64))
     directions = v[head.head, components]  # (m, d)
     ref = weight_ref(lm.model, lm.adapter.layers[head.layer].o)
-    weight = ref.oriented(lm.model.get_parameter(ref.name)).detach().to(torch.float64)  # (d, H e)
+    weight = ref.oriented(lm.weight(ref.name)).to(torch.float64)  # (d, H e)
     width = weight.shape[1] // lm.adapter.n_heads
     columns = slice(head.head * width, (head.head + 1) * width)
     right = torch.zeros(len(components), weight.shape[1], dtype=torch.float64, device=weight.device)

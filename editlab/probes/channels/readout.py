@@ -60,8 +60,8 @@ def read_out(lm: LM, factors: Factors, part: Part, k: int = 10) -> Readout:
         raise RequestError(f"{part} is a whole head.", f"Name a component of it, such as {part}.0.")
     i, a = part.component, lm.adapter
     final = fold_of(lm.model, a.final_norm, a.d_model, torch.float32)
-    unembed = lm.model.get_submodule(a.unembed).weight.detach().float()
-    embed = lm.model.get_submodule(a.embed).weight.detach().float()
+    unembed = lm.weight(f"{a.unembed}.weight").float()
+    embed = lm.weight(f"{a.embed}.weight").float()
     found = {"writes": unembed @ (factors.v[index, i] * final.gain)}
     gain = layer_heads(lm, part.layer).fold.gain
     if embed.shape[1] == a.d_model:
@@ -84,8 +84,8 @@ def copying(lm: LM, factors: Factors, part: Part, words: tuple[str, ...], k: int
     index, a = factors.index(part), lm.adapter
     final = fold_of(lm.model, a.final_norm, a.d_model, torch.float32)
     ids = torch.tensor([lm.tokens(f" {word}", special=False)[0][0] for word in words])
-    embed = lm.model.get_submodule(a.embed).weight.detach().float()
-    unembed = lm.model.get_submodule(a.unembed).weight.detach().float()
+    embed = lm.weight(f"{a.embed}.weight").float()
+    unembed = lm.weight(f"{a.unembed}.weight").float()
     x = layer_heads(lm, part.layer).fold.scaled(embed[ids])
     out = ((x @ factors.u[index]) * factors.s[index]) @ factors.v[index]
     best = ((out * final.gain) @ unembed.T).topk(k).indices

@@ -27,6 +27,7 @@ from editlab.errors import ModelError, SiteUnavailable
 from editlab.hooks.adapter import HeadLayout, weight_ref
 from editlab.hooks.batch import Batch
 from editlab.hooks.detect import probe_ids
+from editlab.hooks.placement import home, stored_weight
 
 if TYPE_CHECKING:
     from editlab.lm import LM
@@ -93,9 +94,9 @@ def layer_heads(lm: LM, layer: int, dtype: torch.dtype = torch.float32) -> Layer
     (q, b_q), (k, b_k), (v, b_v) = (_read(lm.model, part, fold, dtype) for part in (paths.q, paths.k, paths.v))
     q, b_q = _through(lm.model, paths.q_norm, q, b_q, dtype)
     k, b_k = _through(lm.model, paths.k_norm, k, b_k, dtype)
-    stored = weight_ref(lm.model, paths.o).oriented(lm.model.get_parameter(f"{paths.o}.weight")).detach().to(dtype)
+    stored = weight_ref(lm.model, paths.o).oriented(lm.weight(f"{paths.o}.weight")).to(dtype)
     o = stored.unflatten(1, (lm.adapter.n_heads, -1)).permute(1, 2, 0)  # (H, e, d)
-    b_o = _bias(lm.model.get_submodule(paths.o), d, stored)
+    b_o = _bias(lm.model, paths.o, d, stored)
     if paths.attn_out != paths.o:
         after = fold_of(lm.model, paths.attn_out, d, dtype)
         o, b_o = o * after.gain, b_o * after.gain
@@ -106,26 +107,27 @@ def layer_heads(lm: LM, layer: int, dtype: torch.dtype = torch.float32) -> Layer
 
 def stored_heads(lm: LM, layout: HeadLayout) -> tuple[Tensor, Tensor]:
     """A projection's own matrix by heads, (heads, d, e), and bias (heads, e), nothing folded."""
-    stored = weight_ref(lm.model, layout.path).oriented(lm.model.get_parameter(f"{layout.path}.weight")).detach()
+    stored = weight_ref(lm.model, layout.path).oriented(lm.weight(f"{layout.path}.weight"))
     index = layout.index(stored.device)
-    bias = _bias(lm.model.get_submodule(layout.path), layout.size, stored)
+    bias = _bias(lm.model, layout.path, layout.size, stored)
     return stored[index].transpose(-1, -2), bias[index]
 
 
 def _read(model: nn.Module, layout: HeadLayout, fold: Fold, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    stored = weight_ref(model, layout.path).oriented(model.get_parameter(f"{layout.path}.weight")).detach().to(dtype)
+    stored = weight_ref(model, layout.path).oriented(stored_weight(model, f"{layout.path}.weight")).to(dtype)
     index = layout.index(stored.device)
     rows = stored[index]  # (heads, e, d)
-    bias = _bias(model.get_submodule(layout.path), layout.size, stored)[index] + rows @ fold.bias
+    bias = _bias(model, layout.path, layout.size, stored)[index] + rows @ fold.bias
     folded = rows * fold.gain
     if fold.centres:
         folded = folded - folded.mean(-1, keepdim=True)
     return folded.transpose(-1, -2), bias
 
 
-def _bias(module: nn.Module, size: int, like: Tensor) -> Tensor:
-    bias = getattr(module, "bias", None)
-    return bias.detach().to(like) if isinstance(bias, Tensor) else like.new_zeros(size)
+def _bias(model: nn.Module, path: str, size: int, like: Tensor) -> Tensor:
+    if not isinstance(getattr(model.get_submodule(path), "bias", None), Tensor):
+        return like.new_zeros(size)
+    return stored_weight(model, f"{path}.bias").to(like)
 
 
 def _through(model: nn.Module, norm: str | None, w: Tensor, b: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -145,15 +147,15 @@ def fold_of(model: nn.Module, path: str | None, d: int, dtype: torch.dtype) -> F
     Raises:
         ModelError: it is no RMSNorm or LayerNorm.
     """
-    like = next(model.parameters())
+    device = home(model)
     if path is None:
-        return Fold(False, torch.ones(d, dtype=dtype, device=like.device), torch.zeros(d, dtype=dtype).to(like.device))
+        return Fold(False, torch.ones(d, dtype=dtype, device=device), torch.zeros(d, dtype=dtype, device=device))
     norm = model.get_submodule(path)
-    own = next(norm.parameters(), like)
+    own = next(norm.parameters(), next(model.parameters())).dtype
     generator = torch.Generator().manual_seed(0)
     # Large, so that the norm's epsilon is nothing beside it; with a mean, so that centring shows.
     x = 100 * (torch.randn(16, d, generator=generator) + 0.5)
-    x = torch.cat([x, -x]).to(own)
+    x = torch.cat([x, -x]).to(device, own)
     with torch.no_grad():
         y = norm(x).double()
     n = len(x) // 2
@@ -164,7 +166,7 @@ def fold_of(model: nn.Module, path: str | None, d: int, dtype: torch.dtype) -> F
         unit = Fold(centres, bias, bias).scaled(x.double())
         # Least squares over the vectors, feature by feature.
         gain = ((y - bias) * unit).sum(0) / unit.square().sum(0)
-        if float((unit * gain + bias - y).abs().amax() / scale) < 10 * TOLERANCE.get(own.dtype, 1e-4):
+        if float((unit * gain + bias - y).abs().amax() / scale) < 10 * TOLERANCE.get(own, 1e-4):
             return Fold(centres, gain.to(dtype), bias.to(dtype), _eps_of(norm, x, gain, bias, centres))
     raise ModelError(
         f"The norm '{path}' ({type(norm).__name__}) is neither an RMSNorm nor a LayerNorm.",
