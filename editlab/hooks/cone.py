@@ -136,6 +136,23 @@ def until(module: nn.Module) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
+def reading_at(unembed: nn.Module, chosen: tuple[Tensor, Tensor]) -> Iterator[None]:
+    """While open, this thread's forward pass takes logits of the `chosen` rows and columns only: (1, N, V)."""
+    thread = threading.get_ident()
+
+    def gather(module: nn.Module, args: Any) -> Any:
+        if threading.get_ident() != thread:
+            return None
+        return (args[0][chosen].reshape(1, -1, args[0].shape[-1]),)
+
+    handle = unembed.register_forward_pre_hook(gather)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
 def entering_at(model: nn.Module, adapter: ModelAdapter, layer: int, resid: Tensor) -> Iterator[None]:
     """While open, the model's forward in this thread starts at `layer` with `resid` as the residual stream.
 

@@ -28,7 +28,7 @@ from editlab.errors import ConfigError, SiteNotReached
 from editlab.hooks.adapter import ModelAdapter
 from editlab.hooks.attention import AttentionTap
 from editlab.hooks.batch import Batch, check_length
-from editlab.hooks.cone import Cone, Stop, cropped, entering_at, keeper, until
+from editlab.hooks.cone import Cone, Stop, cropped, entering_at, keeper, reading_at, until
 from editlab.hooks.kv_cache import as_argument
 from editlab.hooks.placement import home, is_spread
 from editlab.hooks.points import At, Frame, Lens, Point, attach, frame_of_call, locate, select
@@ -243,18 +243,12 @@ class Session(AbstractContextManager["Session"]):
                     self._execute(batch, start, past, lowest)
             elif isinstance(read, Tensor):
                 chosen = select(read, Frame(batch.mask, start, batch.width - start))
-                thread = threading.get_ident()
-
-                def gather(module: nn.Module, args: Any) -> Any:
-                    if threading.get_ident() != thread:
-                        return None
-                    return (args[0][chosen].reshape(1, -1, args[0].shape[-1]),)
-
+                assert chosen is not None
                 if wants_logits:
                     logits = self._execute(batch, start, past, lowest)[chosen]
                 else:
-                    stack.callback(unembed.register_forward_pre_hook(gather).remove)
-                    logits = self._execute(batch, start, past, lowest)[0]
+                    with reading_at(unembed, chosen):
+                        logits = self._execute(batch, start, past, lowest)[0]
                     if read.dtype != torch.bool and read.dim() == 2:
                         logits = logits.unflatten(0, (batch.n_rows, -1))
             else:
