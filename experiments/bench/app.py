@@ -8,8 +8,9 @@ answers of the sessions that edit at once are compared with those of models that
 
 from __future__ import annotations
 
-import argparse
 import os
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 import editlab_apps
 import psutil
-from common import write
+from common import Row, options_of, parse, write
 from editlab_apps.catalogue import page_files
 from editlab_apps.jobs import JobManager
 from editlab_apps.models import Models, Source, models
@@ -110,10 +111,21 @@ def sessions() -> tuple[float, int, int]:
     return each, wrong, (len(labs) + 1) * (len(prompts) + 1)
 
 
+def as_script() -> float:
+    """Seconds of a process that loads the model with transformers and continues one prompt."""
+    code = (
+        "from transformers import pipeline\n"
+        "from editlab.models.load import find_folder\n"
+        "folder = str(find_folder(os.environ['EDITLAB_MODEL'])[0])\n"
+        "print(pipeline('text-generation', folder)('The capital of France is', max_new_tokens=20, do_sample=False))"
+    )
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", f"import os\n{code}"], check=True, capture_output=True)
+    return time.perf_counter() - began
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2-135m")
-    os.environ["EDITLAB_MODEL"] = parser.parse_args().model
+    os.environ["EDITLAB_MODEL"] = parse(options_of(__doc__)).model or "smollm2-135m"
     config.set_option("runner.postScriptGC", False)  # as in apps/.streamlit, which AppTest does not read
     with TemporaryDirectory() as folder:
         here = Path.cwd()
@@ -127,9 +139,12 @@ def main() -> None:
         print(f"{name:10} first content {first[name]:.2f} s   longest run while a job works {busy[name]:.2f} s")
     print(f"starting a job: {max(pressed):.2f} s at most")
     print(f"{len(SESSIONS)} sessions at once: {each / 1e6:.1f} MB each with one edit, {wrong} wrong of {asked} checks")
+    script = as_script()
+    print(f"the Overview page {first['Overview']:.2f} s; a script that says as much, from its start {script:.2f} s")
     write(
         "app",
         {"first_s": first, "busy_s": busy, "press_s": pressed, "session_bytes": each, "wrong": wrong, "checks": asked},
+        [Row("the app: Overview's first content in a new tab", "a script from its start", first["Overview"], script)],
     )
 
 

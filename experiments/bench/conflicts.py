@@ -8,11 +8,10 @@ clean one, and takes logits at the last token only. Both sides score the same it
 
 from __future__ import annotations
 
-import argparse
 import time
 
 import torch
-from common import write
+from common import Row, options_of, parse, quartiles, write
 
 from editlab import LM
 from editlab.data.conflicts import cases_of_relation
@@ -42,15 +41,11 @@ def naively(lm: LM, item: Item) -> torch.Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model")
+    parser = options_of(__doc__)
     parser.add_argument("--items", type=int, default=100)
     parser.add_argument("--naive", type=int, default=2, help="items that are also scored naively")
-    parser.add_argument("--threads", type=int)
-    options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    lm = LM.from_pretrained(options.model)
+    options = parse(parser)
+    lm = LM.from_pretrained(options.model, device=options.device)
     items = build_items(lm, cases_of_relation("capital"), ItemSettings(draws=4)).items[: options.items]
     head_scores(lm, items[:1], draws=1)  # warm up
     began, cpu = time.perf_counter(), time.process_time()
@@ -58,10 +53,16 @@ def main() -> None:
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
     few = items[: options.naive]
     began, cpu = time.perf_counter(), time.process_time()
-    plain = torch.stack([naively(lm, item) for item in few])
+    found, each = [], []
+    for item in few:
+        before = time.perf_counter()
+        found.append(naively(lm, item))
+        each.append(time.perf_counter() - before)
+    plain = torch.stack(found)
     naive_seconds, naive_cpu = time.perf_counter() - began, time.process_time() - cpu
     worst = float((plain.double() - fast[: len(few)]).abs().max())
     ratio = (naive_cpu / len(few)) / (cpu_seconds / len(items))
+    low, _, high = quartiles([x * len(items) / seconds for x in each])
     n_heads = lm.adapter.n_layers * lm.adapter.n_heads
     print(f"{n_heads} heads, {len(items)} items by the column: {seconds:.1f} s ({cpu_seconds:.1f} s of CPU)")
     print(f"{len(few)} items naively: {naive_seconds:.1f} s ({naive_cpu:.1f} s of CPU)")
@@ -79,6 +80,17 @@ def main() -> None:
             "speed_up": ratio,
             "largest_difference": worst,
         },
+        [
+            Row(
+                f"path patching of {n_heads} heads, {len(items)} items (processor time)",
+                "a full forward a head, all others frozen",
+                cpu_seconds,
+                naive_cpu / len(few) * len(items),
+                of=f"{len(few)} of {len(items)} items",
+                spread=(low, high),
+                agrees=f"{worst:.0e} logits",
+            )
+        ],
     )
 
 

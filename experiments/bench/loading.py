@@ -6,7 +6,7 @@ third line has both done.
 
 from __future__ import annotations
 
-from common import interleaved, options_of, parse, report, write
+from common import beside, interleaved, options_of, parse, report, write
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
@@ -33,7 +33,9 @@ def main() -> None:
         },
         options.rounds,
     )
-    write("loading", report(seconds, "transformers"))
+    why = "it is transformers, and the files are checked"
+    row = beside("the model loaded", seconds, "editlab", "transformers", why=why)
+    write("loading", report(seconds, "transformers"), [row])
 
 
 if __name__ == "__main__":

@@ -12,17 +12,19 @@ import resource
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
-from common import options_of, parse, write
+from common import Row, counted, floor, options_of, parse, write
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 FACT = {"prompt": "The capital of {} is", "subject": "France", "target_new": "Rome", "target_true": "Paris"}
 
 
-def speed(model: str | None, layer: int) -> dict[str, object]:
+def speed(model: str | None, layer: int) -> dict[str, Any]:
     from reference import optimise_plainly
 
     from editlab import LM, Fact
@@ -51,7 +53,23 @@ def speed(model: str | None, layer: int) -> dict[str, object]:
     print(f"{len(plain_rows)} rows of up to {longest} tokens, 25 losses, 24 steps, layer {layer}")
     print(f"full forwards {full:.1f} s, causal cone {cone:.1f} s: {full / cone:.2f} times less")
     print(f"same shift: cosine {cosine:.6f}, largest difference of a loss {worst:.1e}")
-    return {"full_s": full, "cone_s": cone, "speed_up": full / cone, "cosine": cosine, "largest_loss_difference": worst}
+    flops = counted(lambda: optimise(lm, layer, [target], settings))
+    row = Row(
+        f"ROME: one value, {len(rows)} prompts, 25 losses",
+        "full forwards",
+        cone,
+        full,
+        floor=floor(flops),
+        agrees=f"cosine {cosine:.5f}",
+    )
+    return {
+        "row": row,
+        "full_s": full,
+        "cone_s": cone,
+        "speed_up": full / cone,
+        "cosine": cosine,
+        "largest_loss_difference": worst,
+    }
 
 
 def memory(model: str | None) -> None:
@@ -92,6 +110,7 @@ def main() -> None:
         f"{imported:.0f} MB of it are the imported libraries"
     )
     found = speed(options.model, options.layer)
+    row = found.pop("row")
     write(
         "rome",
         {
@@ -103,6 +122,7 @@ def main() -> None:
             "edit_s": first,
             "next_edit_s": again,
         },
+        [replace(row, memory=1e6 * (peak - imported - weights))],
     )
 
 

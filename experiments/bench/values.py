@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import torch
-from common import options_of, parse, write
+from common import Row, counted, floor, options_of, parse, quartiles, write
 
 from editlab import LM
 from editlab.config import build
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--facts", type=int, default=64)
     parser.add_argument("--plain", type=int, default=8)
     options = parse(parser)
-    lm = LM.from_pretrained(options.model)
+    lm = LM.from_pretrained(options.model, device=options.device)
     settings = build(Config, with_preset(lm.adapter, "memit", {}), "memit")
     layer = edit_layers(lm.adapter, settings)[-1]
     facts = load_facts(options.facts_file)[: options.facts]
@@ -47,22 +47,36 @@ def main() -> None:
     fast = time.perf_counter() - began
     chosen = {name: getattr(settings, name) for name in ("steps", "lr", "clamp", "decay", "kl_factor", "stop_loss")}
     block = lm.model.get_submodule(lm.adapter.layers[layer].block)
-    plain, cosines = 0.0, []
+    each, cosines = [], []
     for target, value in list(zip(targets, values, strict=True))[: options.plain]:
         rows = [
             (r.ids, r.index, r.reads, r.targets) for r in (*target.rows, *([target.essence] if target.essence else []))
         ]
         began = time.perf_counter()
         delta, _ = optimise_plainly(lm.model, block, rows, target.reference, **chosen)
-        plain += time.perf_counter() - began
+        each.append(time.perf_counter() - began)
         cosines.append(float(torch.nn.functional.cosine_similarity(value.delta, delta, dim=0)))
-    scaled = plain * len(targets) / min(options.plain, len(targets))
+    plain = sum(each)
+    scaled = plain * len(targets) / len(each)
+    few = targets[:: max(1, len(targets) // 4)]
+    flops = counted(lambda: optimise_all(lm, layer, few, settings)) * len(targets) / len(few)
+    low, _, high = quartiles([x * len(targets) / fast for x in each])
+    row = Row(
+        f"MEMIT: values of {len(facts)} facts",
+        "one by one with full forwards",
+        fast,
+        scaled,
+        of=f"{len(each)} of {len(targets)} values",
+        spread=(low, high),
+        floor=floor(flops, options.device),
+        agrees=f"cosine {min(cosines):.5f}",
+    )
     print(f"{len(facts)} facts, {len(targets)} values, layer {layer}, {settings.steps} losses at most")
     print(
         f"batched on the cone {fast:.1f} s; full forwards {plain:.1f} s for {len(cosines)}, so {scaled:.1f} s for all"
     )
     print(f"{scaled / fast:.1f} times faster; cosine of the shifts at least {min(cosines):.5f}")
-    write("values", {"cone_s": fast, "full_s": scaled, "speed_up": scaled / fast, "least_cosine": min(cosines)})
+    write("values", {"cone_s": fast, "full_s": scaled, "speed_up": scaled / fast, "least_cosine": min(cosines)}, [row])
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 
 import torch
-from common import interleaved, options_of, parse, report, write
+from common import Row, beside, interleaved, options_of, parse, report, write
 
 from editlab import LM, Fact
 from editlab.config import build
@@ -120,7 +120,7 @@ def main() -> None:
     parser = options_of(__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     options = parse(parser)
-    lm = LM.from_pretrained(options.model)
+    lm = LM.from_pretrained(options.model, device=options.device)
     settings = with_preset(lm.adapter, "wise", {}) | {"steps": STEPS, "stop_nll": 0.0, "replay": 0}
     config = build(Config, settings, "wise")
     layer = memory_layer(lm.adapter, config.layer)
@@ -149,7 +149,10 @@ def main() -> None:
         view.forward(batch, read=batch.last)
         assert (view.routes.last[path].chosen == -1).all(), "a bank answers"
     print(f"forward of {tuple(batch.ids.shape)} tokens")
-    forwards = report(interleaved(work, options.rounds), "no bank")
+    rounds = interleaved(work, options.rounds)
+    forwards = report(rounds, "no bank")
+    training, same_as = f"WISE: {STEPS} steps of ", f"cosine {same:.5f}"
+    does = "the others run the same forward, and then ask which bank answers"
     write(
         "wise",
         {
@@ -160,6 +163,11 @@ def main() -> None:
             "cosine": same,
             "forward": forwards,
         },
+        [
+            Row(f"{training}a first edit", "full forwards", fast, plain, agrees=same_as),
+            Row(f"{training}a later edit", "full forwards", fast - pooled, plain, agrees=same_as),
+            *(beside(f"WISE: a prefill, banks: {n}", rounds, f"banks: {n}", "no bank", why=does) for n in edited),
+        ],
     )
 
 
