@@ -6,6 +6,7 @@ any widget is drawn (`remember`), and each widget that is bound to the address s
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import streamlit as st
@@ -15,6 +16,7 @@ from .session import LAB
 
 _ASKED, _NOTICES, _PAGE, PRIVATE = "editlab.asked", "editlab.notices", "editlab.page", "editlab.private"
 _KNOWN = "editlab.known"  # the settings that widgets of this session have stood for
+_LABELS = "editlab.labels"  # how those draw their options that do not draw them as they are
 
 
 def remember(page: str) -> None:
@@ -31,6 +33,19 @@ def bound(key: str) -> dict[str, Any]:
     return {"key": key, "bind": "query-params"}
 
 
+def chosen(key: str, options: Sequence[Any], label: Callable[[Any], str]) -> dict[str, Any]:
+    """Arguments of a widget that offers `options` by their `label`.
+
+    Streamlit writes the label into the address; a link that was written by hand may have the option itself.
+    """
+    st.session_state.setdefault(_LABELS, {})[key] = label
+    asked = st.session_state.get(_ASKED, {}).get(key)
+    meant = [option for option in options if str(option) == asked]
+    if meant and key not in st.session_state:
+        st.session_state[key] = meant[0]
+    return {**bound(key), "options": options, "format_func": label}
+
+
 def text(key: str) -> dict[str, Any]:
     """Like `bound`, for texts, which the user may want to keep out of the address."""
     arguments = bound(key)
@@ -40,7 +55,8 @@ def text(key: str) -> dict[str, Any]:
 def check(key: str, label: str, value: Any, allowed: str = "") -> None:
     """Note it, once, if the address asked for another value than the widget has."""
     asked = st.session_state.get(_ASKED, {}).pop(key, None)
-    if asked is not None and not _same(asked, value):
+    drawn = st.session_state.get(_LABELS, {}).get(key, str)
+    if asked is not None and not _same(asked, value) and asked != drawn(value):
         is_now = f"it is now {value}" if value not in (None, "") else "it was left out"
         st.session_state[_NOTICES].append(
             f"This link asked for {label} {asked}; {is_now}{allowed and f' ({allowed})'}."

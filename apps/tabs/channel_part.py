@@ -56,7 +56,7 @@ def _trial(lab: session.Lab, part: Part) -> None:
         alpha = columns[0].slider(
             "Scale", -3.0, 3.0, 0.0, 0.25, **links.bound("ch_scale"), help="0 removes, 1 leaves alone."
         )
-        task = columns[1].selectbox("Effect on", list(TASKS), format_func=TASKS.__getitem__, **links.bound("ch_task"))
+        task = columns[1].selectbox("Effect on", **links.chosen("ch_task", list(TASKS), TASKS.__getitem__))
         length = columns[2].number_input("Items of a list", 2, 20, 4, **links.bound("ch_length"))
         prompt = st.text_input("Prompt", lab.example.text, **links.text("ch_prompt"))
         wanted = st.form_submit_button("Try it", type="primary", disabled=lab.job is not None)

@@ -22,12 +22,8 @@ def draw(lab: session.Lab) -> None:
     """Draw the tab."""
     with st.form("ch_form"):
         columns = st.columns(3)
-        mode = columns[0].selectbox(
-            "The reader reads with", list(MODES), format_func=READS.get, **links.bound("ch_type")
-        )
-        level = columns[1].selectbox(
-            "Looked at", list(LEVELS), index=1, format_func=LEVELS.__getitem__, **links.bound("ch_level")
-        )
+        mode = columns[0].selectbox("The reader reads with", **links.chosen("ch_type", list(MODES), READS.__getitem__))
+        level = columns[1].selectbox("Looked at", index=1, **links.chosen("ch_level", list(LEVELS), LEVELS.__getitem__))
         delta = columns[2].number_input(
             "Tokens from key to query", 0, 4096, 0, **links.bound("ch_delta"), help="For rotary embeddings; 0 is usual."
         )
@@ -64,7 +60,7 @@ def _result(scan: Scan, ran: work.Ran, mode: Mode, level: Level) -> None:
     st.caption(errors.plain(scan.headline))
     names = [str(scan.factors.part(i)) for i in range(scan.factors.n)]
     columns = st.columns(2)
-    value = columns[0].selectbox("Map of", list(VALUES), format_func=VALUES.__getitem__, **links.bound("ch_value"))
+    value = columns[0].selectbox("Map of", **links.chosen("ch_value", list(VALUES), VALUES.__getitem__))
     target = columns[1].selectbox("Reader", ["all", *names], **links.bound("ch_dst"))
     only = None if target == "all" else Part.parse(target)
     rows = scan.to_pandas(level, modes=[mode], target=only, limit=50)

@@ -74,9 +74,7 @@ def _choice(lab: session.Lab, heads: HeadMap) -> tuple[str, list[Head]]:
     """Where answers shall come from, and the heads to prune, in order."""
     columns = st.columns([2, 2, 3])
     direction = str(
-        columns[0].selectbox(
-            "Mode", list(MODES), format_func=lambda to: f"{MODES[to]} (to {to})", **links.bound("cf_mode")
-        )
+        columns[0].selectbox("Mode", **links.chosen("cf_mode", list(MODES), lambda to: f"{MODES[to]} (to {to})"))
     )
     links.check("cf_mode", "mode", direction, f"there are {', '.join(MODES)}")
     ranked = heads.ranked("context" if direction == "memory" else "memory")

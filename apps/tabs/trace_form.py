@@ -15,7 +15,7 @@ KINDS = {"residual": "residual stream", "mlp": "MLP output", "attention": "atten
 
 def kind_field() -> str:
     """What is restored."""
-    kind = st.selectbox("State traced", list(KINDS), format_func=KINDS.__getitem__, **links.bound("loc_kind"))
+    kind = st.selectbox("State traced", **links.chosen("loc_kind", list(KINDS), KINDS.__getitem__))
     links.check("loc_kind", "state", kind, f"there are {', '.join(KINDS)}")
     return str(kind)
 

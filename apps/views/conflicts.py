@@ -49,9 +49,7 @@ def page() -> None:
 
 def _form(lab: session.Lab) -> None:
     source = str(
-        st.segmented_control(
-            "Facts source", SOURCES, default="bundled", format_func=_source_name, **links.bound("cf_src")
-        )
+        st.segmented_control("Facts source", default="bundled", **links.chosen("cf_src", SOURCES, _source_name))
         or "bundled"
     )
     cases: tuple[Case, ...] | None = None
@@ -66,7 +64,7 @@ def _form(lab: session.Lab) -> None:
         relation = str(
             columns[0].selectbox("Relation", names, disabled=source == "upload", **links.bound("cf_rel")) or names[0]
         )
-        style = str(columns[1].selectbox("Context style", list(FORMATS), format_func=_style, **links.bound("cf_ctx")))
+        style = str(columns[1].selectbox("Context style", **links.chosen("cf_ctx", list(FORMATS), _style)))
         n = int(columns[2].number_input("Items", 8, 500, 90, **links.bound("cf_n"), help="Conflicts that are asked."))
         seed = int(columns[3].number_input("Seed", 0, None, 0, **links.bound("cf_seed"), help="Of splits and draws."))
         wanted = st.form_submit_button("Ask", type="primary", disabled=lab.job is not None)

@@ -47,7 +47,7 @@ def page() -> None:
         "This trains: on a full private copy, which starts from the model as it stands, edits included, and is dropped "
         "at the end. Your model and ledger stay as they are."
     )
-    verb = st.selectbox("Question", list(ASKS), format_func=ASKS.__getitem__, **links.bound("me_verb"))
+    verb = st.selectbox("Question", **links.chosen("me_verb", list(ASKS), ASKS.__getitem__))
     links.check("me_verb", "question", verb, f"there are {', '.join(ASKS)}")
     with errors.shown():
         _form(lab, str(verb))
@@ -85,7 +85,7 @@ def _form(lab: session.Lab, verb: str) -> None:
 def _study_fields(verb: str) -> dict[str, Any]:
     columns = st.columns(3)
     kind = columns[0].selectbox(
-        "Pairs", list(KINDS), format_func=lambda k: f"{k}: {KINDS[k][0]}", **links.bound("me_kind")
+        "Pairs", **links.chosen("me_kind", list(KINDS), lambda kind: f"{kind}: {KINDS[kind][0]}")
     )
     size = columns[1].number_input("Pairs in all", 2, 600, PRESETS["quick"]["items"], **links.bound("me_n"))
     seeds = columns[2].number_input("Seeds", 1, 10, 1, **links.bound("me_seeds"))

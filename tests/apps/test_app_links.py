@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from app_driver import App
+
+from editlab.data.stimuli import KINDS
 
 
 def test_a_link_opens_its_page_with_its_settings(place: Path) -> None:
@@ -15,6 +18,22 @@ def test_a_link_opens_its_page_with_its_settings(place: Path) -> None:
     assert "Not everything" not in app.said
     app = App().open("locate", loc_n="3", loc_seed="7")
     assert {w.key: w.value for w in app._widgets() if w.key in ("loc_n", "loc_seed")} == {"loc_n": 3, "loc_seed": 7}
+
+
+@pytest.mark.parametrize("asked", ["order", "Order: which of two passages came first (a control)"])
+def test_a_choice_can_be_linked_by_itself_and_as_it_is_drawn(place: Path, asked: str) -> None:
+    app = App().open("memory", me_verb=asked)
+    assert {w.key: w.value for w in app._widgets()}["me_verb"] == "order"
+    assert "Not everything" not in app.said
+    drawn = KINDS["sentence"][0]
+    app = App().open("memory", me_kind="sentence" if asked == "order" else f"sentence: {drawn}")
+    assert {w.key: w.value for w in app._widgets()}["me_kind"] == "sentence"
+    assert "Not everything" not in app.said
+
+
+def test_a_choice_that_does_not_exist_is_said(place: Path) -> None:
+    app = App().open("memory", me_verb="forget")
+    assert "question forget; it is now recognize" in app.said
 
 
 def test_a_tab_can_be_linked(place: Path) -> None:
