@@ -114,6 +114,9 @@ class AttentionTap(AbstractContextManager["AttentionTap"]):
         """The model's own eager attention with the session's wishes served; (B, T, H, e) and (B, H, T, S)."""
         layer = self.layer_of[module]
         assert self._eager is not None
+        if mask is not None and mask.dtype == torch.float64:
+            # Eager attention takes the softmax in float32, where the mask of a pad's row would be -inf everywhere.
+            mask = mask.clamp(min=torch.finfo(torch.float32).min)
         taps = [tap for tap in _OPEN.get() if tap.model is self.model]
 
         def offer(site: str, value: Tensor) -> Tensor:

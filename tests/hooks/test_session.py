@@ -732,6 +732,22 @@ def test_a_compiled_model_honours_hooks_inside_a_session() -> None:
     assert not torch.equal(expected, clean)
 
 
+def test_attention_is_read_in_float64_where_rows_begin_with_pads(llama: Found) -> None:
+    """Eager attention takes the softmax in float32, in which a float64 mask is -inf."""
+    model, adapter = llama
+    model = model.double()
+    batch = pad_rows(ROWS)
+    assert not bool(batch.mask.all())
+    with Session(model, adapter) as s, torch.no_grad():
+        s.capture("pattern")
+        out = s.run(batch)
+    assert not bool(out["pattern", 1].isnan().any())
+    at_end = batch.last[:, None, None].expand(-1, 1, out.logits.shape[-1])
+    torch.testing.assert_close(
+        out.logits.gather(1, at_end), plain_logits(model, batch).gather(1, at_end), rtol=1e-5, atol=1e-6
+    )
+
+
 @pytest.mark.parametrize("where", ["cpu", "disk"])
 @pytest.mark.parametrize("family_", ["llama", "gpt2"])
 def test_offloaded_weights_make_no_difference(tmp_path: Path, family_: str, where: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -97,6 +98,43 @@ def test_t21_a_change_that_all_later_layers_see_is_the_node() -> None:
     assert np.abs(nodes.margin[1, 0] - setting.margin(pattern[:, 1, -1]).numpy()).max() < 1e-4
     assert np.abs(nodes.difference[1] - setting.difference(edited).numpy()).max() < 1e-3
     assert nodes.kl[0] == 0 and nodes.kl[1] > 0
+
+
+def linear_lm() -> LM:
+    """Without norms and MLPs, and with attention that is the same whatever comes in, so that the model is linear."""
+    model = copy.deepcopy(word_lm("llama").model)
+    for block in model.model.layers:
+        block.input_layernorm = torch.nn.Identity()
+        block.post_attention_layernorm = torch.nn.Identity()
+        block.self_attn.q_proj.weight.data.zero_()
+        block.mlp.down_proj.weight.data.zero_()
+    model.model.norm = torch.nn.Identity()
+    plain = word_lm("llama")
+    return LM(model.double(), plain.tokenizer, adapter=plain.adapter)
+
+
+def test_t21_edges_to_all_readers_and_the_stream_add_up_to_the_node() -> None:
+    lm = linear_lm()
+    setting = Setting(lm, tasks.ioi(lm, 6))
+    adapter = lm.adapter
+    head, width = 2, adapter.head_dim
+    out = lm.model.get_submodule(adapter.layers[0].o).weight[:, head * width : (head + 1) * width].T  # (e, d)
+    c = torch.nn.functional.normalize(torch.randn(width, 1, generator=torch.Generator().manual_seed(0)).double(), dim=0)
+    change = -(setting.read([("z", 0)])["z", 0][:, :, head] @ c @ c.T @ out)
+    node = setting.nodes([], [(0, head, lambda z: z - z @ c @ c.T)]).difference
+    per_group = adapter.n_heads // adapter.n_kv_heads
+    total = np.zeros_like(node[0])
+    readers = [Part(n, per_group * g) for n in range(1, adapter.n_layers) for g in range(adapter.n_kv_heads)]
+    for reader in readers:  # heads of a group read through the same values
+        edge = setting.edges(reader, "v", [change]).difference
+        assert edge is not None
+        total += edge[1] - edge[0]
+    with lm.session() as s, torch.no_grad():
+        s.patch("resid_post", adapter.n_layers - 1, lambda x: x + change)
+        straight = setting.difference(s.run(setting.batch).logits[:, -1]).numpy()
+    total += straight - node[0]
+    assert np.abs(node[1] - node[0]).max() > 1e-3
+    assert np.abs(total - (node[1] - node[0])).max() < 1e-6 * np.abs(node[1] - node[0]).max()
 
 
 def test_margins_and_differences_are_read_where_the_items_stand() -> None:

@@ -133,3 +133,19 @@ def test_t16_scores_of_a_bridge_are_ours() -> None:
         ours = torch.as_tensor(compose([f], mode, backward=False).head)
         forward = ~ours.isnan()
         assert (ours - theirs)[forward].abs().max() < 1e-5 and int(forward.sum()) == 48
+
+
+def test_t16_spaces_overlap_as_transformer_lens_says() -> None:
+    """Its projection kernel of what heads write and what queries read: the sum of squared cosines of our components."""
+    pytest.importorskip("transformer_lens", reason="the oracle is the extra 'interop'")
+    from transformer_lens.tools.analysis.projection_kernel import attention_head_subspace_affinity
+
+    lm = make_lm("llama")
+    bridge = lm.to_bridge()
+    bridge.enable_compatibility_mode()
+    theirs = attention_head_subspace_affinity(bridge, target_role="Q")
+    f = factorise(lm)
+    ours = torch.einsum("aid,bdj->abij", f.v, f.p).square().sum((-2, -1))
+    there = theirs.valid_mask.reshape(12, 12)
+    assert int(there.sum()) == 48
+    assert (ours - theirs.scores.reshape(12, 12))[there].abs().max() < 1e-4
