@@ -13,11 +13,13 @@ import pandas as pd
 from editlab.config import build
 from editlab.errors import ConfigError
 from editlab.lm import LM
-from editlab.probes.channels import causal
+from editlab.probes.channels import causal, steering
 from editlab.probes.channels.components import component_edit
+from editlab.probes.channels.factors import Factors
 from editlab.probes.channels.lists import score_lists
 from editlab.probes.channels.parts import Channel, Part
 from editlab.probes.channels.scan import Config, Scan, scan
+from editlab.probes.channels.steer import Subspace
 from editlab.probes.channels.tasks import TASKS, prompts_of
 from editlab.probes.channels.verdicts import Verdicts
 from editlab.progress import OnStep, StepInfo
@@ -73,6 +75,28 @@ def testing(
         folder, said = run_folder("channels", twin.base_hash, root), {"headline": tests.headline}
         write_table(folder, twin, "channels", dict(asked), tests.to_pandas(), said, {"effects": tests.plot})
         return Ran(folder, tests)
+
+    return work
+
+
+def steered(
+    lm: LM, parts: Sequence[Part], settings: Mapping[str, Any], factors: Factors | None, root: Path
+) -> Callable[[OnStep], Ran]:
+    """Steer list recall with components, into a run folder.
+
+    Raises:
+        RequestError: what was named is no component, or of the last layer.
+    """
+    twin = lm.fork()
+    config = build(steering.Config, settings, "steering")
+    Subspace.of(twin, parts)
+
+    def work(on_step: OnStep) -> Ran:
+        found = steering.steering(twin, parts, config, on_step, factors=factors)
+        folder, said = run_folder("channels", twin.base_hash, root), {"headline": found.headline}
+        asked = {**config.model_dump(mode="json"), "parts": [str(part) for part in parts]}
+        write_table(folder, twin, "channels", asked, found.to_pandas(), said, {"places": found.plot})
+        return Ran(folder, found)
 
     return work
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import streamlit as st
 from editlab_apps import panel, session
-from editlab_apps.tabs import channel_part, channel_scan, channel_test
+from editlab_apps.tabs import channel_part, channel_scan, channel_steer, channel_test
 
 TITLE = "Channels"
 SECTION = "Analyse"
 ORDER = 20
 
-TABS = {"Scan": channel_scan.draw, "Component": channel_part.draw, "Test": channel_test.draw}
+TABS = {
+    "Scan": channel_scan.draw,
+    "Component": channel_part.draw,
+    "Test": channel_test.draw,
+    "Steer": channel_steer.draw,
+}
 
 
 def page() -> None:

@@ -1,4 +1,4 @@
-"""`editlab channels`: scan weights for channels between heads, look at one, test it by intervention, edit it."""
+"""`editlab channels`: scan weights for channels between heads, look at one, test it, edit it, steer with it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ NOTE = "Scores are of weights alone: a channel is a hypothesis until 'editlab ch
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(no_args_is_help=True, help="Low-rank channels between attention heads: scan, show, test, edit.")
+    group = typer.Typer(
+        no_args_is_help=True, help="Low-rank channels between attention heads: scan, show, test, edit, steer."
+    )
     app.add_typer(group, name="channels")
 
     @group.command()
@@ -179,6 +181,43 @@ def register(app: typer.Typer) -> None:
             {"run": str(folder), "headline": headline, "id": entry.id, "norm": norm},
             f"{headline}; norm of the change {norm:.4g}.\nTry it: editlab generate --edits {folder}\n"
             f"Undo it: editlab undo {folder}\nRun: {folder}",
+        )
+
+    @group.command()
+    @spread
+    def steer(
+        out: Output,
+        checkpoint: EditedCheckpoint,
+        parts: Annotated[
+            list[str],
+            typer.Argument(
+                metavar="PART... [SETTING=VALUE]...",
+                help="Components; then settings: length, dev, test, samples, controls, spaces, seed.",
+            ),
+        ],
+        run: Run = None,
+    ) -> None:
+        """Steer list recall: components scaled, and set by place; chosen on some prompts, judged on others."""
+        from editlab.config import build, parse_overrides
+        from editlab.probes.channels.parts import Part
+        from editlab.probes.channels.steering import Config, steering
+        from editlab.runs import run_folder, write_table
+
+        given = [text for text in parts if "=" in text]
+        wanted = [Part.parse(text) for text in parts if "=" not in text]
+        config = build(Config, parse_overrides(given), "steering")
+        lm = checkpoint.open(out.on_step)
+        for part in wanted:
+            part.check(lm.adapter.n_layers, lm.adapter.n_heads, lm.adapter.head_dim)
+        found = steering(lm, wanted, config, out.on_step)
+        rows = found.to_pandas()
+        out.show(_table(rows, [str(name) for name in rows]))
+        settings = {**config.model_dump(mode="json"), "parts": [str(part) for part in wanted]}
+        folder = run or run_folder("channels", lm.base_hash)
+        write_table(folder, lm, "channels", settings, rows, {"headline": found.headline}, {"places": found.plot})
+        out.result(
+            {"run": str(folder), "headline": found.headline, "rows": records(rows)},
+            f"{found.headline}\nRun: {folder}",
         )
 
 

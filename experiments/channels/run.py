@@ -16,10 +16,11 @@ from typing import Any
 import pandas as pd
 
 from editlab import LM
-from editlab.probes.channels import find, roles, steer, tasks
+from editlab.probes.channels import find, roles, tasks
 from editlab.probes.channels.lists import score_lists
 from editlab.probes.channels.parts import Part
 from editlab.probes.channels.scan import Scan, scan
+from editlab.probes.channels.steering import steering
 from editlab.state.files import write_text
 
 STEPS = ("scan", "roles", "inhibition", "induction", "lists", "steer")
@@ -63,17 +64,8 @@ class Study:
             said = ", ".join(f"{r.length} {r.accuracy:.0%}" for r in by_length.itertuples())
             return f"Accuracy by length of the list: {said} (chance 1 over length).", table
         parts = self.inhibitors()
-        dev, test = (tasks.laundry(lm, 4, n, split=s) for n, s in ((8, "dev"), (24, "test")))
-        scaled = steer.search_scale(lm, parts, dev, test, self.scanned().factors)
-        placed = steer.steer_to_positions(lm, parts, dev, test, samples=48, controls=5)
-        chart = steer.chart(lm, parts, tasks.laundry(lm, 4, 4), samples=64)
-        rows = [
-            {"what": g.chosen, "base": g.base.right.mean(), "steered": g.steered.right.mean(), "n": len(g.base.right)}
-            | {"gain": g.paired.difference.mean, "low": g.paired.difference.low, "high": g.paired.difference.high}
-            | {"p": g.paired.p, "controls_high": g.controls.max() if len(g.controls) else None, "helps": g.helps}
-            for g in (scaled, placed)
-        ]
-        return f"{scaled.headline} {placed.headline} {chart.headline}", pd.DataFrame(rows)
+        steered = steering(lm, parts, factors=self.scanned().factors)
+        return steered.headline, steered.to_pandas()
 
     def inhibitors(self) -> list[Part]:
         """Up to three components whose channels were verified, strongest first; 20.0.0 where that step was not run."""

@@ -30,5 +30,10 @@ def test_a_scan_a_trial_and_an_edit_kept(app: App, place: Path) -> None:
 def test_a_task_that_does_not_suit_the_model_and_a_part_that_is_none_are_refused(app: App) -> None:
     app.open("channels", ch_tab="Component", ch_comp="nonsense")
     assert "names no head" in app.said
+    app.open("channels", ch_tab="Steer", ch_parts="1.0").click("Steer")
+    assert "made of components" in app.said and app.lab.job is None
+    app.fill(ch_parts="9.9.9").click("Steer")
+    assert "There is no 9.9.9 in this model" in app.said
+    app.open("channels", ch_tab="Component", ch_comp="nonsense")
     app.fill(ch_comp="99.0.0").run()
     assert "There is no 99.0.0 in this model" in app.said

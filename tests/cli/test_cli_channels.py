@@ -60,6 +60,20 @@ def test_test_gives_a_status(cli: Cli, words: Path) -> None:
     assert shown.code == 0 and "lists with one item left" in shown.out
 
 
+def test_steer_judges_what_it_chose_on_other_prompts(cli: Cli, words: Path, tmp_path: Path) -> None:
+    small = ("length=3", "dev=1", "test=2", "samples=4", "controls=2", "spaces=1")
+    run = tmp_path / "run"
+    ended = cli("channels", "steer", "0.1.0", "1.2.0", *small, "-m", words, "--out", run, "--json", "-q")
+    assert ended.code == 0, ended
+    scaled, placed = ended.data["rows"]
+    assert scaled["what"].startswith("0.1.0, 1.2.0 times") and "oracle" in placed["what"]
+    assert scaled["n"] == placed["n"] == 6 and scaled["chance"] == pytest.approx(1 / 3)
+    assert scaled["gain"] == pytest.approx(scaled["steered"] - scaled["base"])
+    assert (run / "figures" / "places.json").is_file() and (run / "results.parquet").is_file()
+    late = cli("channels", "steer", "2.1.0", *small, "-m", words, "-q")
+    assert late.code == 2 and "After the last layer" in late.err
+
+
 def test_edit_leaves_a_pack_that_can_be_undone(cli: Cli, model: Callable[..., Path], tmp_path: Path) -> None:
     run = tmp_path / "run"
     ended = cli("channels", "edit", "1.2.0", "1.2.1", "--scale", 0.5, "-m", model(), "--out", run, "--json", "-q")
