@@ -18,12 +18,11 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from contextvars import ContextVar
+from functools import cache
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import eager_mask
 
 from editlab.errors import SiteUnavailable
 from editlab.hooks.adapter import ModelAdapter
@@ -82,7 +81,7 @@ class AttentionTap(AbstractContextManager["AttentionTap"]):
             self._before = outer._before if outer else before
             self._stack.callback(self._close)
             _OPEN.set((self, *_OPEN.get()))
-            self.model.set_attn_implementation(_NAME)
+            self.model.set_attn_implementation(_known_to_transformers())
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -158,5 +157,12 @@ def _tapped(
     return tap.attend(module, query, key, value, attention_mask, **kwargs)
 
 
-AttentionInterface.register(_NAME, _tapped)
-AttentionMaskInterface.register(_NAME, eager_mask)
+@cache
+def _known_to_transformers() -> str:
+    """The name under which transformers has the tap; only now, because importing what it takes is two seconds' work."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask
+
+    AttentionInterface.register(_NAME, _tapped)
+    AttentionMaskInterface.register(_NAME, eager_mask)
+    return _NAME
