@@ -5,6 +5,7 @@ python experiments/conflicts/report.py
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -87,13 +88,19 @@ def main() -> None:
     for model, rows in read("edits").items():
         parts.append(f"## {model}: conflicts before and after an edit (each fact alone)")
         columns = {"method": "method", "condition": "", **RATES, "subjects": "facts", "agreement": "r of head maps"}
-        parts.append(shown(rows.fillna({"shielded": ""}), {**columns, "shielded": "answered by the side memory"}))
+        rows = rows.assign(shielded=rows["shielded"].fillna("").map(shares))
+        parts.append(shown(rows, {**columns, "shielded": "answered by the side memory"}))
     for model, rows in read("transfer").items():
         parts.append(f"## {model}: the same heads elsewhere")
         rows = rows.rename(columns={"low": "rise_low", "high": "rise_high"})
         columns = {"direction": "towards", "where": "where", "unpruned": "unpruned", "pruned": "pruned", "rise": "rise"}
         parts.append(shown(rows, {**columns, "n": "subjects"}))
     write_text(HERE / "results.md", "\n\n".join(parts) + "\n")
+
+
+def shares(text: str) -> str:
+    """{"conflict": 1.0, ...} in words."""
+    return ", ".join(f"{kind} {share:.0%}" for kind, share in json.loads(text).items()) if text else ""
 
 
 if __name__ == "__main__":
