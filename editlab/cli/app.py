@@ -18,30 +18,32 @@ from editlab.errors import ConfigError
 PACKAGE = "editlab_apps"  # the folder apps/ of a checkout, under the name that it is installed by
 
 
+def start(
+    model: options.Model = None,
+    port: Annotated[int | None, typer.Option("--port", min=1, max=65535, help="8501 or the next free one.")] = None,
+    shared: Annotated[
+        bool, typer.Option("--shared", help="Let other machines in; each visitor gets run folders of their own.")
+    ] = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Start the browser app; Ctrl-C ends it."""
+    with Output(quiet=quiet) as out:
+        command = command_line(port=port, shared=shared)
+        environment = os.environ | ({"EDITLAB_MODEL": model} if model else {})
+        environment |= {"EDITLAB_APP_SHARED": "1"} if shared else {}
+        out.say("Starting the app; Ctrl-C ends it.")
+        server = subprocess.Popen(command, env=environment)
+        try:
+            code = server.wait()
+        except KeyboardInterrupt:
+            server.wait()  # it got the signal too, and ends in its own way
+            return
+        if code:
+            raise typer.Exit(1)
+
+
 def register(app: typer.Typer) -> None:
-    @app.command("app")
-    def start(
-        model: options.Model = None,
-        port: Annotated[int | None, typer.Option("--port", min=1, max=65535, help="8501 or the next free one.")] = None,
-        shared: Annotated[
-            bool, typer.Option("--shared", help="Let other machines in; each visitor gets run folders of their own.")
-        ] = False,
-        quiet: options.Quiet = False,
-    ) -> None:
-        """Start the browser app; Ctrl-C ends it."""
-        with Output(quiet=quiet) as out:
-            command = command_line(port=port, shared=shared)
-            environment = os.environ | ({"EDITLAB_MODEL": model} if model else {})
-            environment |= {"EDITLAB_APP_SHARED": "1"} if shared else {}
-            out.say("Starting the app; Ctrl-C ends it.")
-            server = subprocess.Popen(command, env=environment)
-            try:
-                code = server.wait()
-            except KeyboardInterrupt:
-                server.wait()  # it got the signal too, and ends in its own way
-                return
-            if code:
-                raise typer.Exit(1)
+    app.command("app")(start)
 
 
 def command_line(*, port: int | None, shared: bool) -> list[str]:

@@ -33,30 +33,31 @@ def pages() -> dict[str, tuple[str, Traversable]]:
     }
 
 
+def cat(
+    out: Output,
+    name: Annotated[
+        str, typer.Argument(help="A format, metric or method (see 'editlab ls'), or a page such as 'scoring'.")
+    ],
+) -> None:
+    """Print the page about a file format or a method, a metric's card, or how something is done."""
+    from editlab import registry
+
+    known = pages()
+    plain = name.strip().lower().replace("_", "-")
+    if plain in known:
+        kind, page = known[plain]
+        text = page.read_text(encoding="utf-8").rstrip()
+    elif plain in registry.names():
+        from editlab.edits.pages import method_page
+
+        kind, text = "method", method_page(plain).rstrip()
+    else:
+        kind, text = "metric", _card(name, [*known, *registry.names()])
+    out.result({"name": plain, "kind": kind, "text": text}, text)
+
+
 def register(app: typer.Typer) -> None:
-    @app.command()
-    @spread
-    def cat(
-        out: Output,
-        name: Annotated[
-            str, typer.Argument(help="A format, metric or method (see 'editlab ls'), or a page such as 'scoring'.")
-        ],
-    ) -> None:
-        """Print the page about a file format or a method, a metric's card, or how something is done."""
-        from editlab import registry
-
-        known = pages()
-        plain = name.strip().lower().replace("_", "-")
-        if plain in known:
-            kind, page = known[plain]
-            text = page.read_text(encoding="utf-8").rstrip()
-        elif plain in registry.names():
-            from editlab.edits.pages import method_page
-
-            kind, text = "method", method_page(plain).rstrip()
-        else:
-            kind, text = "metric", _card(name, [*known, *registry.names()])
-        out.result({"name": plain, "kind": kind, "text": text}, text)
+    app.command()(spread(cat))
 
 
 def _card(name: str, pages: list[str]) -> str:

@@ -25,98 +25,99 @@ ROUTED = 5  # facts whose prompts are asked of side memories, there
 SHOWN = 20  # facts of a run with many, in the terminal
 
 
+def edit(
+    out: Output,
+    checkpoint: Checkpoint,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[SETTING=VALUE]...", help="Settings of the method.")
+    ] = None,
+    method: Annotated[str | None, typer.Option("--method", help="See 'editlab ls methods'; rome.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help='Text with {} for the subject: "The capital of {} is".')
+    ] = None,
+    subject: Annotated[str | None, typer.Option("--subject", help="What the fact is about.")] = None,
+    target: Annotated[str | None, typer.Option("--target", help="The new answer.")] = None,
+    true: Annotated[str | None, typer.Option("--true", help="The present answer, to show its probability.")] = None,
+    paraphrase: Annotated[
+        list[str] | None, typer.Option("--paraphrase", help="Another way to ask; repeatable.")
+    ] = None,
+    neighbour: Annotated[
+        list[str] | None, typer.Option("--neighbour", help="A prompt that must keep its answer; repeatable.")
+    ] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="Facts, one JSON object a line.")] = None,
+    skip_malformed: SkipMalformed = False,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            "--mode",
+            help="With --file: single (undo each; the default), batch (one edit), sequential, sequential-batched.",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Facts of one edit in mode sequential-batched; 16.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", help="YAML: settings of the method, or a plan (a run's config.yaml is one)."),
+    ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--stop", metavar="RULE=X", help="End when max_kl, max_perplexity or max_norm is passed; repeatable."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Time the first facts, estimate time, memory and disk, write nothing.")
+    ] = False,
+    layer: Annotated[int | None, typer.Option("--layer", help="Layer to edit; default by model.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Where random choices start from.")] = None,
+    run: Annotated[Path | None, new_folder("Run folder; default runs/TIME-edit-HASH.")] = None,
+) -> None:
+    """Edit one fact (--prompt, --subject, --target) or a file of them, and show before and after."""
+    from editlab import registry
+    from editlab.config import build, load_yaml, parse_overrides
+
+    # All that can be wrong without the model is found before it is loaded.
+    given = load_yaml(config) if config else {}
+    is_plan = bool(given.keys() & PLAN_KEYS)
+    plan: dict[str, Any] = dict(given) if is_plan else {"settings": given}
+    of_plan = plan.pop("model", None)
+    plan |= {k: v for k, v in (("method", method), ("mode", mode), ("batch_size", batch_size)) if v is not None}
+    settings = {**plan.get("settings", {}), **parse_overrides(overrides or [])}
+    settings |= {k: v for k, v in (("layer", layer), ("seed", seed)) if v is not None}
+    plan["settings"] = settings
+    if stop:
+        plan["stop"] = {**plan.get("stop", {}), **parse_overrides(stop)}
+    method = str(plan.get("method", "rome"))
+    build(registry.get(method).Config, settings, f"method '{method}'")
+    if file is None:
+        facts = [_one_fact(prompt, subject, target, true, paraphrase, neighbour)]
+    elif prompt or subject or target or true or paraphrase or neighbour:
+        raise ConfigError("--file and the options of a single fact exclude each other.", "Give one of them.")
+    else:
+        facts = read_facts(out, file, skip_malformed)
+    from editlab.runs import Plan, run_folder
+
+    batch = build(Plan, plan, "the run")
+    lm = checkpoint.open(out.on_step, of_plan)
+    if settings.get("layer") is not None:
+        lm.adapter.check_layer(int(settings["layer"]))
+    if dry_run:
+        _estimate(out, lm, facts, batch)
+        return
+    folder = run or run_folder("edit", lm.base_hash)
+    if file is None:
+        _edit_one(out, lm, facts[0], method, settings, folder)
+    else:
+        from editlab.runs import run_batch
+
+        with interruptible(folder):
+            result = run_batch(lm, facts, batch, folder, out.on_step)
+        finish(out, lm, method, folder, list(result.reports), list(result.failed), result.stopped)
+
+
 def register(app: typer.Typer) -> None:
-    @app.command()
-    @spread
-    def edit(
-        out: Output,
-        checkpoint: Checkpoint,
-        overrides: Annotated[
-            list[str] | None, typer.Argument(metavar="[SETTING=VALUE]...", help="Settings of the method.")
-        ] = None,
-        method: Annotated[str | None, typer.Option("--method", help="See 'editlab ls methods'; rome.")] = None,
-        prompt: Annotated[
-            str | None, typer.Option("--prompt", help='Text with {} for the subject: "The capital of {} is".')
-        ] = None,
-        subject: Annotated[str | None, typer.Option("--subject", help="What the fact is about.")] = None,
-        target: Annotated[str | None, typer.Option("--target", help="The new answer.")] = None,
-        true: Annotated[str | None, typer.Option("--true", help="The present answer, to show its probability.")] = None,
-        paraphrase: Annotated[
-            list[str] | None, typer.Option("--paraphrase", help="Another way to ask; repeatable.")
-        ] = None,
-        neighbour: Annotated[
-            list[str] | None, typer.Option("--neighbour", help="A prompt that must keep its answer; repeatable.")
-        ] = None,
-        file: Annotated[Path | None, typer.Option("--file", help="Facts, one JSON object a line.")] = None,
-        skip_malformed: SkipMalformed = False,
-        mode: Annotated[
-            str | None,
-            typer.Option(
-                "--mode",
-                help="With --file: single (undo each; the default), batch (one edit), sequential, sequential-batched.",
-            ),
-        ] = None,
-        batch_size: Annotated[
-            int | None, typer.Option("--batch-size", min=1, help="Facts of one edit in mode sequential-batched; 16.")
-        ] = None,
-        config: Annotated[
-            Path | None,
-            typer.Option("--config", help="YAML: settings of the method, or a plan (a run's config.yaml is one)."),
-        ] = None,
-        stop: Annotated[
-            list[str] | None,
-            typer.Option(
-                "--stop", metavar="RULE=X", help="End when max_kl, max_perplexity or max_norm is passed; repeatable."
-            ),
-        ] = None,
-        dry_run: Annotated[
-            bool, typer.Option("--dry-run", help="Time the first facts, estimate time, memory and disk, write nothing.")
-        ] = False,
-        layer: Annotated[int | None, typer.Option("--layer", help="Layer to edit; default by model.")] = None,
-        seed: Annotated[int | None, typer.Option("--seed", help="Where random choices start from.")] = None,
-        run: Annotated[Path | None, new_folder("Run folder; default runs/TIME-edit-HASH.")] = None,
-    ) -> None:
-        """Edit one fact (--prompt, --subject, --target) or a file of them, and show before and after."""
-        from editlab import registry
-        from editlab.config import build, load_yaml, parse_overrides
-
-        # All that can be wrong without the model is found before it is loaded.
-        given = load_yaml(config) if config else {}
-        is_plan = bool(given.keys() & PLAN_KEYS)
-        plan: dict[str, Any] = dict(given) if is_plan else {"settings": given}
-        of_plan = plan.pop("model", None)
-        plan |= {k: v for k, v in (("method", method), ("mode", mode), ("batch_size", batch_size)) if v is not None}
-        settings = {**plan.get("settings", {}), **parse_overrides(overrides or [])}
-        settings |= {k: v for k, v in (("layer", layer), ("seed", seed)) if v is not None}
-        plan["settings"] = settings
-        if stop:
-            plan["stop"] = {**plan.get("stop", {}), **parse_overrides(stop)}
-        method = str(plan.get("method", "rome"))
-        build(registry.get(method).Config, settings, f"method '{method}'")
-        if file is None:
-            facts = [_one_fact(prompt, subject, target, true, paraphrase, neighbour)]
-        elif prompt or subject or target or true or paraphrase or neighbour:
-            raise ConfigError("--file and the options of a single fact exclude each other.", "Give one of them.")
-        else:
-            facts = read_facts(out, file, skip_malformed)
-        from editlab.runs import Plan, run_folder
-
-        batch = build(Plan, plan, "the run")
-        lm = checkpoint.open(out.on_step, of_plan)
-        if settings.get("layer") is not None:
-            lm.adapter.check_layer(int(settings["layer"]))
-        if dry_run:
-            _estimate(out, lm, facts, batch)
-            return
-        folder = run or run_folder("edit", lm.base_hash)
-        if file is None:
-            _edit_one(out, lm, facts[0], method, settings, folder)
-        else:
-            from editlab.runs import run_batch
-
-            with interruptible(folder):
-                result = run_batch(lm, facts, batch, folder, out.on_step)
-            finish(out, lm, method, folder, list(result.reports), list(result.failed), result.stopped)
+    app.command()(spread(edit))
 
 
 @contextmanager

@@ -15,17 +15,18 @@ from editlab.cli.console import Output, size_text
 from editlab.cli.options import spread
 
 
+def env(out: Output) -> None:
+    """Show the versions and the machine that results depend on."""
+    data = gather()
+    lines = []
+    for section, values in data.items():
+        lines.append(section if values else f"{section}: none")
+        lines += [f"  {_label(key)}: {_shown(key, value)}" for key, value in values.items()]
+    out.result(data, "\n".join(lines))
+
+
 def register(app: typer.Typer) -> None:
-    @app.command()
-    @spread
-    def env(out: Output) -> None:
-        """Show the versions and the machine that results depend on."""
-        data = gather()
-        lines = []
-        for section, values in data.items():
-            lines.append(section if values else f"{section}: none")
-            lines += [f"  {_label(key)}: {_shown(key, value)}" for key, value in values.items()]
-        out.result(data, "\n".join(lines))
+    app.command()(spread(env))
 
 
 def gather() -> dict[str, dict[str, Any]]:

@@ -16,82 +16,81 @@ if TYPE_CHECKING:
 FAILED_THRESHOLD = 4
 
 
+def evaluate(
+    out: Output,
+    checkpoint: Checkpoint,
+    pack: Annotated[Path, typer.Argument(metavar="RUN_OR_PACK", help="Run or pack folder.")],
+    suite: Annotated[
+        Path | None,
+        typer.Option("--suite", help="Facts file, or .yaml settings. The run's own facts if left out."),
+    ] = None,
+    metric: Annotated[list[str] | None, typer.Option("--metric", help="See 'editlab ls metrics'; repeatable.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N facts.")] = None,
+    skip_malformed: Annotated[
+        bool | None, typer.Option("--skip-malformed", help="Report malformed rows and go on without them.")
+    ] = None,
+    along: Annotated[
+        bool | None, typer.Option("--along", help="Also score all facts after 1, 2, 5, 10, ... edits.")
+    ] = None,
+    fail_under: Annotated[
+        list[str] | None,
+        typer.Option("--fail-under", metavar="METRIC=VALUE", help="Exit 4 below; repeatable."),
+    ] = None,
+    fail_over: Annotated[
+        list[str] | None, typer.Option("--fail-over", metavar="METRIC=VALUE", help="Exit 4 above; repeatable.")
+    ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option("--mode", help="together (as the edits stand) or single (each fact under its own edit)."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of intervals and sampled texts.")] = None,
+    folder: Annotated[Path | None, new_folder("Folder for the results; default runs/TIME-eval-HASH.")] = None,
+) -> None:
+    """Measure efficacy, paraphrase, locality, free answers, negation and drift, beside the unedited model."""
+    from editlab.config import parse_overrides
+    from editlab.evaluation.suite import read_suite
+    from editlab.runs import run_folder, write_manifest
+    from editlab.runs.records import recorded_mode
+    from editlab.state.packs import read_pack
+
+    settings = read_suite(
+        suite,
+        metrics=metric or None,
+        limit=limit,
+        skip_malformed=skip_malformed,
+        along=along,
+        seed=seed,
+        fail_under=parse_overrides(fail_under) if fail_under else None,
+        fail_over=parse_overrides(fail_over) if fail_over else None,
+    )
+    opened = read_pack(pack)
+    facts = None
+    if settings.facts is not None:
+        facts = read_facts(out, settings.facts, settings.skip_malformed)
+
+    from editlab.evaluation.evaluate import evaluate as measure
+
+    lm = checkpoint.open(out.on_step, opened.base_name)
+    lm.load_edits(pack)
+    found = measure(lm, facts, settings, mode=mode or recorded_mode(pack), on_step=out.on_step)
+    if not found.settings["n_edited"]:
+        out.warn("None of these facts was written by these edits: everything here is side effect.")
+    folder = found.save(folder or run_folder("eval", lm.base_hash))
+    config = {"pack": str(pack), **settings.model_dump(mode="json")}
+    write_manifest(folder, lm, "eval", config, {"edits": [], "failed": []})
+    show(out, found)
+    failures = failed_thresholds(found)
+    text = "".join(f"\nFAILED: {failure}" for failure in failures)
+    out.result(
+        {"folder": str(folder), "pack": str(pack), **found.to_json(), "failed": failures},
+        f"Results: {folder}{text}",
+    )
+    if failures:
+        raise typer.Exit(FAILED_THRESHOLD)
+
+
 def register(app: typer.Typer) -> None:
-    @app.command("eval")
-    @spread
-    def evaluate(
-        out: Output,
-        checkpoint: Checkpoint,
-        pack: Annotated[Path, typer.Argument(metavar="RUN_OR_PACK", help="Run or pack folder.")],
-        suite: Annotated[
-            Path | None,
-            typer.Option("--suite", help="Facts file, or .yaml settings. The run's own facts if left out."),
-        ] = None,
-        metric: Annotated[
-            list[str] | None, typer.Option("--metric", help="See 'editlab ls metrics'; repeatable.")
-        ] = None,
-        limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N facts.")] = None,
-        skip_malformed: Annotated[
-            bool | None, typer.Option("--skip-malformed", help="Report malformed rows and go on without them.")
-        ] = None,
-        along: Annotated[
-            bool | None, typer.Option("--along", help="Also score all facts after 1, 2, 5, 10, ... edits.")
-        ] = None,
-        fail_under: Annotated[
-            list[str] | None,
-            typer.Option("--fail-under", metavar="METRIC=VALUE", help="Exit 4 below; repeatable."),
-        ] = None,
-        fail_over: Annotated[
-            list[str] | None, typer.Option("--fail-over", metavar="METRIC=VALUE", help="Exit 4 above; repeatable.")
-        ] = None,
-        mode: Annotated[
-            str | None,
-            typer.Option("--mode", help="together (as the edits stand) or single (each fact under its own edit)."),
-        ] = None,
-        seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of intervals and sampled texts.")] = None,
-        folder: Annotated[Path | None, new_folder("Folder for the results; default runs/TIME-eval-HASH.")] = None,
-    ) -> None:
-        """Measure efficacy, paraphrase, locality, free answers, negation and drift, beside the unedited model."""
-        from editlab.config import parse_overrides
-        from editlab.evaluation.suite import read_suite
-        from editlab.runs import run_folder, write_manifest
-        from editlab.runs.records import recorded_mode
-        from editlab.state.packs import read_pack
-
-        settings = read_suite(
-            suite,
-            metrics=metric or None,
-            limit=limit,
-            skip_malformed=skip_malformed,
-            along=along,
-            seed=seed,
-            fail_under=parse_overrides(fail_under) if fail_under else None,
-            fail_over=parse_overrides(fail_over) if fail_over else None,
-        )
-        opened = read_pack(pack)
-        facts = None
-        if settings.facts is not None:
-            facts = read_facts(out, settings.facts, settings.skip_malformed)
-
-        from editlab.evaluation.evaluate import evaluate as measure
-
-        lm = checkpoint.open(out.on_step, opened.base_name)
-        lm.load_edits(pack)
-        found = measure(lm, facts, settings, mode=mode or recorded_mode(pack), on_step=out.on_step)
-        if not found.settings["n_edited"]:
-            out.warn("None of these facts was written by these edits: everything here is side effect.")
-        folder = found.save(folder or run_folder("eval", lm.base_hash))
-        config = {"pack": str(pack), **settings.model_dump(mode="json")}
-        write_manifest(folder, lm, "eval", config, {"edits": [], "failed": []})
-        show(out, found)
-        failures = failed_thresholds(found)
-        text = "".join(f"\nFAILED: {failure}" for failure in failures)
-        out.result(
-            {"folder": str(folder), "pack": str(pack), **found.to_json(), "failed": failures},
-            f"Results: {folder}{text}",
-        )
-        if failures:
-            raise typer.Exit(FAILED_THRESHOLD)
+    app.command("eval")(spread(evaluate))
 
 
 def show(out: Output, found: Evaluation) -> None:

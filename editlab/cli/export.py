@@ -15,26 +15,25 @@ Pack = Annotated[Path, typer.Argument(help="Run or pack folder.")]
 Folder = Annotated[Path, new_folder("New folder to write.")]
 
 
-def register(app: typer.Typer) -> None:
-    @app.command()
-    @spread
-    def apply(out: Output, checkpoint: Checkpoint, pack: Pack, folder: Folder) -> None:
-        """Write the edited model as a plain Hugging Face folder."""
-        _export(out, checkpoint, pack, "hf", folder)
+def apply(out: Output, checkpoint: Checkpoint, pack: Pack, folder: Folder) -> None:
+    """Write the edited model as a plain Hugging Face folder."""
+    _export(out, checkpoint, pack, "hf", folder)
 
-    @app.command()
-    @spread
-    def export(
-        out: Output,
-        checkpoint: Checkpoint,
-        pack: Pack,
-        folder: Folder,
-        to: Annotated[
-            str, typer.Option("--to", help="hf (whole model), delta (edit pack) or lora (PEFT adapter).")
-        ] = "hf",
-    ) -> None:
-        """Write a run's or pack's edits as a model, a pack, or a LoRA adapter."""
-        _export(out, checkpoint, pack, to, folder)
+
+def export(
+    out: Output,
+    checkpoint: Checkpoint,
+    pack: Pack,
+    folder: Folder,
+    to: Annotated[str, typer.Option("--to", help="hf (whole model), delta (edit pack) or lora (PEFT adapter).")] = "hf",
+) -> None:
+    """Write a run's or pack's edits as a model, a pack, or a LoRA adapter."""
+    _export(out, checkpoint, pack, to, folder)
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(spread(apply))
+    app.command()(spread(export))
 
 
 def _export(out: Output, checkpoint: Checkpoint, pack: Path, to: str, folder: Path) -> None:

@@ -23,92 +23,89 @@ ASKED = ("model", "edits", "prompt", "subject", "answer", "file", "limit")  # of
 SHADES = " ░▒▓█"
 
 
-def register(app: typer.Typer) -> None:
-    @app.command()
-    @spread
-    def locate(
-        out: Output,
-        checkpoint: EditedCheckpoint,
-        overrides: Annotated[
-            list[str] | None,
-            typer.Argument(metavar="[SETTING=VALUE]...", help="Settings: window, noise, samples, min_gap."),
-        ] = None,
-        prompt: Annotated[
-            str | None, typer.Option("--prompt", help='Text with {} for the subject: "The capital of {} is".')
-        ] = None,
-        subject: Annotated[str | None, typer.Option("--subject", help="What is corrupted.")] = None,
-        answer: Annotated[
-            str | None, typer.Option("--answer", help="What to follow; default what the model says.")
-        ] = None,
-        file: Annotated[Path | None, typer.Option("--file", help="Facts in any layout; gives their average.")] = None,
-        limit: Annotated[int | None, typer.Option("--limit", min=1, help="With --file: the first so many.")] = None,
-        skip_malformed: SkipMalformed = False,
-        config_file: Annotated[
-            Path | None,
-            typer.Option("--config", help="YAML: settings, and what to trace (a run's config.yaml is one)."),
-        ] = None,
-        kind: Annotated[
-            str | None, typer.Option("--kind", help="What is restored: residual (the default), mlp or attention.")
-        ] = None,
-        seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the noise.")] = None,
-        run: Annotated[Path | None, new_folder("Run folder; default runs/TIME-locate-HASH.")] = None,
-    ) -> None:
-        """Which layers and tokens carry a fact: restore clean states in a corrupted run, one at a time."""
-        from editlab.config import build, load_yaml, parse_overrides
-        from editlab.probes.trace import Config, trace_many
-        from editlab.probes.trace_results import in_words
+def locate(
+    out: Output,
+    checkpoint: EditedCheckpoint,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[SETTING=VALUE]...", help="Settings: window, noise, samples, min_gap."),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help='Text with {} for the subject: "The capital of {} is".')
+    ] = None,
+    subject: Annotated[str | None, typer.Option("--subject", help="What is corrupted.")] = None,
+    answer: Annotated[str | None, typer.Option("--answer", help="What to follow; default what the model says.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="Facts in any layout; gives their average.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="With --file: the first so many.")] = None,
+    skip_malformed: SkipMalformed = False,
+    config_file: Annotated[
+        Path | None,
+        typer.Option("--config", help="YAML: settings, and what to trace (a run's config.yaml is one)."),
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option("--kind", help="What is restored: residual (the default), mlp or attention.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the noise.")] = None,
+    run: Annotated[Path | None, new_folder("Run folder; default runs/TIME-locate-HASH.")] = None,
+) -> None:
+    """Which layers and tokens carry a fact: restore clean states in a corrupted run, one at a time."""
+    from editlab.config import build, load_yaml, parse_overrides
+    from editlab.probes.trace import Config, trace_many
+    from editlab.probes.trace_results import in_words
 
-        given = load_yaml(config_file) if config_file else {}
-        of_file = {name: given.pop(name) for name in ASKED if name in given}
-        for name, value in of_file.items():
-            if not isinstance(value, int if name == "limit" else str):
-                raise ConfigError(f"'{config_file}' has no usable '{name}': {value!r}.", "See a run's config.yaml.")
-        asked: dict[str, Any] = {"prompt": prompt, "subject": subject, "answer": answer, "file": file}
-        if prompt is None and file is None:
-            asked |= {name: of_file.get(name) for name in asked if asked[name] is None}
-        limit = limit or of_file.get("limit")
-        if checkpoint.edits is None and "edits" in of_file:
-            checkpoint = replace(checkpoint, edits=Path(of_file["edits"]))
-        settings = {**given, **parse_overrides(overrides or [])}
-        settings |= {name: value for name, value in (("kind", kind), ("seed", seed)) if value is not None}
-        config = build(Config, settings, "the trace")
-        if (asked["file"] is None) == (asked["prompt"] is None):
-            raise ConfigError("Give either --prompt with --subject, or --file.", "Not both, not none.")
-        if asked["file"] is None and asked["subject"] is None:
-            raise ConfigError("--subject is missing.", "Name what the prompt is about.")
-        file = Path(asked["file"]) if asked["file"] is not None else None
-        facts = read_facts(out, file, skip_malformed)[:limit] if file is not None else []
-        lm = checkpoint.open(out.on_step, of_file.get("model"))
-        found: Trace | TraceAverage
-        if file is None:
-            of = asked["answer"]
-            one = lm.locate(
-                str(asked["prompt"]), str(asked["subject"]), answer=of, on_step=out.on_step, **config.model_dump()
-            )
-            out.show(_map(one))
-            found = one
-        else:
-            found = trace_many(lm, facts, config, out.on_step)
-            rows = found.to_pandas().dropna().nlargest(8, "effect")
-            cells = [
-                [r.layer, r.role, f"{r.effect:.1%}", f"{r.low:.1%} to {r.high:.1%}", r.n] for r in rows.itertuples()
-            ]
-            out.show(table(["layer", "token", "effect", "95 %", "n"], cells))
-        edits = None if checkpoint.edits is None else str(checkpoint.edits)
-        asked |= {"file": str(file) if file else None, "limit": limit, "edits": edits}
-        from editlab.runs import run_folder, write_trace
-
-        folder = write_trace(run or run_folder("locate", lm.base_hash), lm, found, asked)
-        out.result(
-            {
-                "run": str(folder),
-                "headline": found.headline,
-                "suggested_layers": list(found.suggest_layers()),
-                "left_out": [{"fact": f, "reason": r} for f, r in getattr(found, "left_out", ())],
-                "effects": records(found.to_pandas()),
-            },
-            f"{found.headline}\n{in_words(found.suggest_layers())}\nRun: {folder}",
+    given = load_yaml(config_file) if config_file else {}
+    of_file = {name: given.pop(name) for name in ASKED if name in given}
+    for name, value in of_file.items():
+        if not isinstance(value, int if name == "limit" else str):
+            raise ConfigError(f"'{config_file}' has no usable '{name}': {value!r}.", "See a run's config.yaml.")
+    asked: dict[str, Any] = {"prompt": prompt, "subject": subject, "answer": answer, "file": file}
+    if prompt is None and file is None:
+        asked |= {name: of_file.get(name) for name in asked if asked[name] is None}
+    limit = limit or of_file.get("limit")
+    if checkpoint.edits is None and "edits" in of_file:
+        checkpoint = replace(checkpoint, edits=Path(of_file["edits"]))
+    settings = {**given, **parse_overrides(overrides or [])}
+    settings |= {name: value for name, value in (("kind", kind), ("seed", seed)) if value is not None}
+    config = build(Config, settings, "the trace")
+    if (asked["file"] is None) == (asked["prompt"] is None):
+        raise ConfigError("Give either --prompt with --subject, or --file.", "Not both, not none.")
+    if asked["file"] is None and asked["subject"] is None:
+        raise ConfigError("--subject is missing.", "Name what the prompt is about.")
+    file = Path(asked["file"]) if asked["file"] is not None else None
+    facts = read_facts(out, file, skip_malformed)[:limit] if file is not None else []
+    lm = checkpoint.open(out.on_step, of_file.get("model"))
+    found: Trace | TraceAverage
+    if file is None:
+        of = asked["answer"]
+        one = lm.locate(
+            str(asked["prompt"]), str(asked["subject"]), answer=of, on_step=out.on_step, **config.model_dump()
         )
+        out.show(_map(one))
+        found = one
+    else:
+        found = trace_many(lm, facts, config, out.on_step)
+        rows = found.to_pandas().dropna().nlargest(8, "effect")
+        cells = [[r.layer, r.role, f"{r.effect:.1%}", f"{r.low:.1%} to {r.high:.1%}", r.n] for r in rows.itertuples()]
+        out.show(table(["layer", "token", "effect", "95 %", "n"], cells))
+    edits = None if checkpoint.edits is None else str(checkpoint.edits)
+    asked |= {"file": str(file) if file else None, "limit": limit, "edits": edits}
+    from editlab.runs import run_folder, write_trace
+
+    folder = write_trace(run or run_folder("locate", lm.base_hash), lm, found, asked)
+    out.result(
+        {
+            "run": str(folder),
+            "headline": found.headline,
+            "suggested_layers": list(found.suggest_layers()),
+            "left_out": [{"fact": f, "reason": r} for f, r in getattr(found, "left_out", ())],
+            "effects": records(found.to_pandas()),
+        },
+        f"{found.headline}\n{in_words(found.suggest_layers())}\nRun: {folder}",
+    )
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(spread(locate))
 
 
 def _map(found: Trace) -> Table:

@@ -192,24 +192,25 @@ KINDS: dict[str, Callable[[], Listing]] = {
 OF_ONE = {"methods": "method", "probes": "probe"}  # kinds whose settings can be listed
 
 
+def ls(
+    out: Output,
+    kind: Annotated[str, typer.Argument(help=f"One of: {', '.join(KINDS)}.")],
+    name: Annotated[
+        str | None, typer.Argument(help="With methods or probes: the one whose settings are listed.")
+    ] = None,
+) -> None:
+    """List what there is; `ls methods NAME` lists the settings of a method, `ls probes NAME` of a probe."""
+    if kind not in KINDS:
+        raise UnknownName(f"Nothing of the kind '{kind}' can be listed.", did_you_mean(kind, list(KINDS)))
+    if name is not None and kind not in OF_ONE:
+        raise ConfigError(f"'ls {kind}' takes no name.", "Only methods and probes can be listed one by one.")
+    if name is not None:
+        listing = settings(name, kind)
+        out.result({OF_ONE[kind]: name, "settings": listing.rows}, listing.text())
+    else:
+        listing = KINDS[kind]()
+        out.result({kind: listing.rows}, listing.text())
+
+
 def register(app: typer.Typer) -> None:
-    @app.command()
-    @spread
-    def ls(
-        out: Output,
-        kind: Annotated[str, typer.Argument(help=f"One of: {', '.join(KINDS)}.")],
-        name: Annotated[
-            str | None, typer.Argument(help="With methods or probes: the one whose settings are listed.")
-        ] = None,
-    ) -> None:
-        """List what there is; `ls methods NAME` lists the settings of a method, `ls probes NAME` of a probe."""
-        if kind not in KINDS:
-            raise UnknownName(f"Nothing of the kind '{kind}' can be listed.", did_you_mean(kind, list(KINDS)))
-        if name is not None and kind not in OF_ONE:
-            raise ConfigError(f"'ls {kind}' takes no name.", "Only methods and probes can be listed one by one.")
-        if name is not None:
-            listing = settings(name, kind)
-            out.result({OF_ONE[kind]: name, "settings": listing.rows}, listing.text())
-        else:
-            listing = KINDS[kind]()
-            out.result({kind: listing.rows}, listing.text())
+    app.command()(spread(ls))

@@ -12,31 +12,32 @@ from editlab.cli.edit import finish, interruptible
 from editlab.cli.options import Checkpoint, spread
 
 
-def register(app: typer.Typer) -> None:
-    @app.command()
-    @spread
-    def resume(
-        out: Output,
-        checkpoint: Checkpoint,
-        run: Annotated[Path, typer.Argument(help="The run's folder.")],
-        force: Annotated[
-            bool, typer.Option("--force", help="Go on although the model, library or another thing has changed.")
-        ] = False,
-    ) -> None:
-        """Go on with a run of 'edit --file', 'memory' or 'study': what is done is put back, not done again."""
-        from editlab.runs import drop_single_packs, is_finished, read_run, run_batch
+def resume(
+    out: Output,
+    checkpoint: Checkpoint,
+    run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on although the model, library or another thing has changed.")
+    ] = False,
+) -> None:
+    """Go on with a run of 'edit --file', 'memory' or 'study': what is done is put back, not done again."""
+    from editlab.runs import drop_single_packs, is_finished, read_run, run_batch
 
-        if _resume_memory(out, checkpoint, run, force) or _resume_study(out, run, force):
-            return
-        plan, name, facts = read_run(run)
-        if is_finished(run):
-            _say_finished(out, run)
-            drop_single_packs(run)  # a kill may have come between
-            return
-        lm = checkpoint.open(out.on_step, name)
-        with interruptible(run):
-            result = run_batch(lm, facts, plan, run, out.on_step, force=force)
-        finish(out, lm, plan.method, run, list(result.reports), list(result.failed), result.stopped)
+    if _resume_memory(out, checkpoint, run, force) or _resume_study(out, run, force):
+        return
+    plan, name, facts = read_run(run)
+    if is_finished(run):
+        _say_finished(out, run)
+        drop_single_packs(run)  # a kill may have come between
+        return
+    lm = checkpoint.open(out.on_step, name)
+    with interruptible(run):
+        result = run_batch(lm, facts, plan, run, out.on_step, force=force)
+    finish(out, lm, plan.method, run, list(result.reports), list(result.failed), result.stopped)
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(spread(resume))
 
 
 def _say_finished(out: Output, run: Path) -> None:

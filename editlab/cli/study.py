@@ -43,44 +43,44 @@ class Place:
         return {k: v for k, v in given.items() if v is not None} | parse_overrides(self.launch or [])
 
 
+def run(
+    out: Output,
+    place: Place,
+    file: Annotated[Path, typer.Argument(metavar="STUDY.YAML", help="What is crossed; see editlab/studies.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the runs with what they will cost, and write nothing.")
+    ] = False,
+    out_folder: Annotated[Path | None, new_folder("The study's folder; default runs/TIME-study-HASH.")] = None,
+) -> None:
+    """Carry out a study; 'editlab resume FOLDER' goes on with it after a kill."""
+    from editlab.runs import run_folder
+    from editlab.studies.plan import read_study
+    from editlab.studies.run import launcher_of
+
+    plan = read_study(file)
+    launcher_of(plan, place.values)  # refused before anything is loaded
+    if dry_run:
+        _dry_run(out, plan)
+    else:
+        carry_out(out, plan, out_folder or run_folder("study", plan.sha256), place.values)
+
+
+def show(
+    out: Output,
+    folder: Annotated[Path, typer.Argument(help="Folder that 'study run' wrote.")],
+    seeds: Annotated[bool, typer.Option("--seeds", help="A row a run, instead of a row over its seeds.")] = False,
+) -> None:
+    """Show the table of a study, finished or not."""
+    from editlab.studies.run import read_result
+
+    finish(out, read_result(folder), folder, seeds=seeds, fails=False)
+
+
 def register(app: typer.Typer) -> None:
     study = typer.Typer(help="Cross models, methods, settings and seeds into runs, and compare.", no_args_is_help=True)
     app.add_typer(study, name="study")
-
-    @study.command()
-    @spread
-    def run(
-        out: Output,
-        place: Place,
-        file: Annotated[Path, typer.Argument(metavar="STUDY.YAML", help="What is crossed; see editlab/studies.")],
-        dry_run: Annotated[
-            bool, typer.Option("--dry-run", help="List the runs with what they will cost, and write nothing.")
-        ] = False,
-        out_folder: Annotated[Path | None, new_folder("The study's folder; default runs/TIME-study-HASH.")] = None,
-    ) -> None:
-        """Carry out a study; 'editlab resume FOLDER' goes on with it after a kill."""
-        from editlab.runs import run_folder
-        from editlab.studies.plan import read_study
-        from editlab.studies.run import launcher_of
-
-        plan = read_study(file)
-        launcher_of(plan, place.values)  # refused before anything is loaded
-        if dry_run:
-            _dry_run(out, plan)
-        else:
-            carry_out(out, plan, out_folder or run_folder("study", plan.sha256), place.values)
-
-    @study.command()
-    @spread
-    def show(
-        out: Output,
-        folder: Annotated[Path, typer.Argument(help="Folder that 'study run' wrote.")],
-        seeds: Annotated[bool, typer.Option("--seeds", help="A row a run, instead of a row over its seeds.")] = False,
-    ) -> None:
-        """Show the table of a study, finished or not."""
-        from editlab.studies.run import read_result
-
-        finish(out, read_result(folder), folder, seeds=seeds, fails=False)
+    study.command()(spread(run))
+    study.command()(spread(show))
 
 
 def carry_out(out: Output, plan: StudyPlan, folder: Path, over: dict[str, Any], *, force: bool = False) -> None:

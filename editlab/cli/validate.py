@@ -14,36 +14,37 @@ from editlab.cli.options import spread
 from editlab.errors import RequestError
 
 
+def validate(
+    out: Output,
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="Records in any layout of 'editlab ls formats', text, settings (.yaml), or a run or pack folder."
+        ),
+    ],
+    method: Annotated[str, typer.Option("--method", help="Whose settings a .yaml file holds.")] = "rome",
+) -> None:
+    """Check a file and list all its problems; exit code 2 if there is one."""
+    if os.path.isdir(file):  # noqa: PTH112 - False, not an error, of a name that no file can have
+        from editlab.state.packs import read_pack
+
+        pack = read_pack(file)
+        out.result(
+            {"file": str(file), "kind": "pack", "edits": len(pack)},
+            printable(f"{file}: an edit pack with {len(pack)} edits for {pack.base_name}."),
+        )
+    elif file.suffix in (".yaml", ".yml"):
+        from editlab import registry
+        from editlab.config import build, load_yaml
+
+        build(registry.get(method).Config, load_yaml(file), f"method '{method}'")
+        out.result({"file": str(file), "kind": "settings"}, printable(f"{file}: settings of {method} are valid."))
+    else:
+        _records(out, file)
+
+
 def register(app: typer.Typer) -> None:
-    @app.command()
-    @spread
-    def validate(
-        out: Output,
-        file: Annotated[
-            Path,
-            typer.Argument(
-                help="Records in any layout of 'editlab ls formats', text, settings (.yaml), or a run or pack folder."
-            ),
-        ],
-        method: Annotated[str, typer.Option("--method", help="Whose settings a .yaml file holds.")] = "rome",
-    ) -> None:
-        """Check a file and list all its problems; exit code 2 if there is one."""
-        if os.path.isdir(file):  # noqa: PTH112 - False, not an error, of a name that no file can have
-            from editlab.state.packs import read_pack
-
-            pack = read_pack(file)
-            out.result(
-                {"file": str(file), "kind": "pack", "edits": len(pack)},
-                printable(f"{file}: an edit pack with {len(pack)} edits for {pack.base_name}."),
-            )
-        elif file.suffix in (".yaml", ".yml"):
-            from editlab import registry
-            from editlab.config import build, load_yaml
-
-            build(registry.get(method).Config, load_yaml(file), f"method '{method}'")
-            out.result({"file": str(file), "kind": "settings"}, printable(f"{file}: settings of {method} are valid."))
-        else:
-            _records(out, file)
+    app.command()(spread(validate))
 
 
 def _records(out: Output, file: Path) -> None:
