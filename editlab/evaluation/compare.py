@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from editlab.errors import ConfigError
 from editlab.evaluation.results import Evaluation, number
 from editlab.evaluation.statistics import Paired, adjusted, paired
+from editlab.state.saved import Saved
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +46,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Saved):
     """What differs between two evaluations.
 
     Attributes:

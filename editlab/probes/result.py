@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from editlab.state.saved import Saved
+
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
@@ -14,7 +16,7 @@ SHOWN = 40  # rows in the terminal
 
 
 @dataclass(frozen=True)
-class ProbeResult:
+class ProbeResult(Saved):
     """The result of one probe.
 
     Attributes:

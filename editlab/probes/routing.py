@@ -10,6 +10,7 @@ import torch
 
 from editlab.display import html_table
 from editlab.lm import LM
+from editlab.state.saved import Saved
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +35,7 @@ class Route:
 
 
 @dataclass(frozen=True)
-class Routing:
+class Routing(Saved):
     """The routes of some prompts."""
 
     routes: tuple[Route, ...]

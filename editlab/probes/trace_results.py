@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from editlab.state.saved import Saved
+
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
@@ -21,7 +23,7 @@ ROLES = (
 
 
 @dataclass(frozen=True)
-class Trace:
+class Trace(Saved):
     """The trace of one prompt.
 
     Attributes:
@@ -110,7 +112,7 @@ class Trace:
 
 
 @dataclass(frozen=True)
-class TraceAverage:
+class TraceAverage(Saved):
     """Effects averaged over facts.
 
     Attributes:
@@ -129,11 +131,12 @@ class TraceAverage:
     @property
     def headline(self) -> str:
         """One sentence with the numbers that matter."""
-        best = self.to_pandas().dropna().nlargest(1, "effect").to_dict("records")[0]
+        best = self.to_pandas().dropna(subset="effect").nlargest(1, "effect").to_dict("records")[0]
+        interval = f" ({best['low']:.1%} to {best['high']:.1%})" if np.isfinite(best["low"]) else ""
         return (
             f"{len(self.effects)} facts: total effect {float((self.p_clean - self.p_corrupt).mean()):.1%}; the "
-            f"{self.config.kind} restores most at the {best['role']}, layer {best['layer']}: {best['effect']:.1%} "
-            f"({best['low']:.1%} to {best['high']:.1%}); {len(self.left_out)} facts left out."
+            f"{self.config.kind} restores most at the {best['role']}, layer {best['layer']}: {best['effect']:.1%}"
+            f"{interval}; {len(self.left_out)} facts left out."
         )
 
     def suggest_layers(self) -> tuple[int, ...]:

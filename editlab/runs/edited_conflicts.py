@@ -31,6 +31,7 @@ from editlab.probes.conflicts.rates import Rates, rates
 from editlab.probes.conflicts.readout import Prompts, judged
 from editlab.progress import OnStep, StepInfo, silent
 from editlab.rows import target_ids
+from editlab.state.saved import Saved
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,7 +43,7 @@ CORRUPTIONS: tuple[Corruption, ...] = ("both", "subject", "context")
 
 
 @dataclass(frozen=True)
-class Edited:
+class Edited(Saved):
     """Conflicts before and after edits.
 
     Attributes:

@@ -39,6 +39,7 @@ SMOLLM2: dict[str, Grid] = {
     "memit": {"layers": [[5], [7], [3, 5, 7]], "lambda_rel": [0.3, 1.0]},
     "emmet": {"layer": [5, 7]},
     "alphaedit": {"layers": [[3, 5, 7], [7]], "tau_rel": [3e-4, 1e-3]},
+    "ultraedit": {"layers": [None, [5], [15], [20, 22, 24]], "eta": [1e-6, 1e-4, 1e-3, 1e-2]},
 }
 HERE = Path(__file__).parent
 

@@ -177,6 +177,7 @@ def test_figures_show_the_numbers() -> None:
     found = traced(lm)
     heat = found.plot().data[0]
     assert np.allclose(np.asarray(heat.z), found.restored.mean(-1).T) and len(heat.y) == len(found.tokens)
+    assert "nan" not in trace_many(lm, [FACT], Config(**QUICK)).headline  # one fact has no interval
     lines = trace_many(lm, [FACT, FACT], Config(**QUICK)).plot()
     assert any("last subject token (n=2)" in (line.name or "") for line in lines.data)
     assert found.headline in found._repr_html_().replace("&#x27;", "'")

@@ -24,6 +24,7 @@ from editlab.probes.channels.roles import HeadRoles
 from editlab.probes.channels.scan import Level, Scan
 from editlab.probes.channels.verdicts import Verdicts
 from editlab.progress import OnStep, silent
+from editlab.state.saved import Saved
 
 if TYPE_CHECKING:
     from editlab.lm import LM
@@ -44,7 +45,7 @@ class Config(MethodConfig):
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class Found(Saved):
     """What was screened, and what was tested.
 
     Attributes:

@@ -13,6 +13,7 @@ from torch import Tensor
 from editlab.evaluation.statistics import estimate
 from editlab.probes.channels.paths import Setting
 from editlab.probes.channels.tasks import Prompt
+from editlab.state.saved import Saved
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class ListScores:
+class ListScores(Saved):
     """Answers to lists, one per prompt.
 
     Attributes:

@@ -13,6 +13,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import numpy as np
 from scipy import stats
 
@@ -29,14 +31,14 @@ def p_cosine(cosine: np.ndarray, n: int) -> np.ndarray:
     return stats.beta.sf(np.square(cosine), 0.5, (n - 1) / 2)
 
 
+@dataclass(eq=False)
 class Tail:
     """How often the null gave so much; filled piece by piece and never larger than its histogram.
 
     Scores lie between 0 and 1. One that falls into a bin counts as all of that bin, so p is never too small.
     """
 
-    def __init__(self, bins: int = BINS) -> None:
-        self.counts = np.zeros(bins, dtype=np.int64)
+    counts: np.ndarray = field(default_factory=lambda: np.zeros(BINS, dtype=np.int64))
 
     @property
     def n(self) -> int:

@@ -19,6 +19,7 @@ from editlab.errors import RequestError
 from editlab.probes.channels.factors import Factors
 from editlab.probes.channels.parts import Part
 from editlab.probes.channels.weights import fold_of, layer_heads
+from editlab.state.saved import Saved
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +30,7 @@ LABEL = "heuristic: embeddings and unembedding alone"
 
 
 @dataclass(frozen=True)
-class Readout:
+class Readout(Saved):
     """Tokens of one component, most first, by what is looked at.
 
     Attributes:

@@ -28,6 +28,7 @@ from editlab.hooks.batch import Batch, pad_rows
 from editlab.probes.channels import tasks
 from editlab.probes.channels.intervals import clustered
 from editlab.progress import OnStep, StepInfo, silent
+from editlab.state.saved import Saved
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,7 +51,7 @@ class Config(MethodConfig):
 
 
 @dataclass(frozen=True, eq=False)
-class HeadRoles:
+class HeadRoles(Saved):
     """Scores of every head.
 
     Attributes:

@@ -24,6 +24,7 @@ from editlab.probes.channels.nulls import Tail, adjusted_top, robust
 from editlab.probes.channels.pairs import rank1_shares
 from editlab.probes.channels.parts import MODES, Channel, Mode, Part
 from editlab.progress import OnStep, silent
+from editlab.state.saved import Saved
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,7 +53,7 @@ class Config(MethodConfig):
 
 
 @dataclass(frozen=True, eq=False)
-class Scan:
+class Scan(Saved):
     """Scores of all pairs of a model's heads, as `to_pandas` or on a map.
 
     Attributes:

@@ -36,6 +36,7 @@ from editlab.probes.channels.parts import Part
 from editlab.probes.channels.paths import ROWS, Patch, Setting
 from editlab.probes.channels.tasks import Prompt
 from editlab.progress import OnStep, StepInfo, silent
+from editlab.state.saved import Saved
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +48,7 @@ ALPHAS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 
 
 @dataclass(frozen=True, eq=False)
-class Gain:
+class Gain(Saved):
     """What an intervention chosen on dev prompts did on test prompts.
 
     Attributes:
@@ -207,7 +208,7 @@ class Subspace:
 
 
 @dataclass(frozen=True, eq=False)
-class Chart:
+class Chart(Saved):
     """Which item is picked where in the subspace.
 
     Attributes:

@@ -18,6 +18,7 @@ from editlab.probes.channels.parts import Part
 from editlab.probes.channels.steer import Chart, Gain, chart, search_scale, steer_to_positions
 from editlab.probes.channels.tasks import laundry
 from editlab.progress import OnStep, silent
+from editlab.state.saved import Saved
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +40,7 @@ class Config(MethodConfig):
 
 
 @dataclass(frozen=True, eq=False)
-class Steering:
+class Steering(Saved):
     """What scaling components and setting their coordinates does to list recall."""
 
     scaled: Gain

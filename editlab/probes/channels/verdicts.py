@@ -11,6 +11,7 @@ import numpy as np
 from editlab.evaluation.statistics import Estimate
 from editlab.probes.channels.intervals import clustered
 from editlab.probes.channels.parts import Channel
+from editlab.state.saved import Saved
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -152,7 +153,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, eq=False)
-class Verdicts:
+class Verdicts(Saved):
     """Channels that were tested together."""
 
     tested: list[Verdict]

@@ -19,6 +19,7 @@ from editlab.probes.conflicts.items import Items, ItemSettings, build_items
 from editlab.probes.conflicts.rates import Rates, by_subject, rates
 from editlab.probes.conflicts.readout import Answers, read
 from editlab.progress import OnStep, StepInfo, silent
+from editlab.state.saved import Saved
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +40,7 @@ class Popularity:
 
 
 @dataclass(frozen=True)
-class Behaviour:
+class Behaviour(Saved):
     """Rates of one relation or file.
 
     Attributes:

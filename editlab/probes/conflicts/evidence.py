@@ -34,6 +34,7 @@ from editlab.evaluation.scorer import force
 from editlab.evaluation.statistics import Estimate, estimate
 from editlab.probes.conflicts.items import Items
 from editlab.progress import OnStep, StepInfo, silent
+from editlab.state.saved import Saved
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,7 +70,7 @@ class EvidenceRow:
 
 
 @dataclass(frozen=True)
-class EvidenceReport:
+class EvidenceReport(Saved):
     """Preferences of one model.
 
     Attributes:

@@ -29,6 +29,7 @@ from editlab.probes.conflicts.items import Items
 from editlab.probes.conflicts.rates import by_subject
 from editlab.probes.conflicts.readout import Prompts
 from editlab.progress import OnStep, StepInfo, silent
+from editlab.state.saved import Saved
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +44,7 @@ Put = Callable[[Session, int, Batch, list[int]], None]
 
 
 @dataclass(frozen=True)
-class Flow:
+class Flow(Saved):
     """Effects by layer.
 
     Attributes:

@@ -31,6 +31,7 @@ from editlab.probes.conflicts.items import Items
 from editlab.probes.conflicts.path_patching import CORRUPTIONS, Corruption, Estimand, head_scores
 from editlab.probes.conflicts.rates import by_subject
 from editlab.progress import OnStep, silent
+from editlab.state.saved import Saved
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,7 +59,7 @@ class HeadSettings(MethodConfig):
 
 
 @dataclass(frozen=True)
-class HeadMap:
+class HeadMap(Saved):
     """Scores of all heads of a model on some items.
 
     Attributes:

@@ -27,6 +27,7 @@ from editlab.evaluation.known import known
 from editlab.evaluation.scorer import force
 from editlab.progress import OnStep, silent
 from editlab.rows import target_ids
+from editlab.state.saved import Saved
 
 if TYPE_CHECKING:
     from editlab.lm import LM
@@ -116,7 +117,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Items:
+class Items(Saved):
     """The items of one model, relation and format.
 
     Attributes:

@@ -31,6 +31,7 @@ from editlab.probes.conflicts.prune_results import Pruning
 from editlab.probes.conflicts.rates import Rates, by_subject, moved, rates
 from editlab.probes.conflicts.readout import Answers, Prompts, judged
 from editlab.progress import OnStep, StepInfo, silent
+from editlab.state.saved import Saved
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,7 +64,7 @@ class Lever:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Saved):
     """All levers towards one direction."""
 
     direction: Direction

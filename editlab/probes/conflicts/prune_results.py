@@ -11,6 +11,7 @@ import numpy as np
 from editlab.evaluation.statistics import Paired
 from editlab.hooks.heads import Head, head_name
 from editlab.probes.conflicts.rates import Rates
+from editlab.state.saved import Saved
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,7 +61,7 @@ class Control:
 
 
 @dataclass(frozen=True)
-class Pruning:
+class Pruning(Saved):
     """A choice of heads and what it does to test subjects.
 
     Attributes:

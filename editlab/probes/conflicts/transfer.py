@@ -16,6 +16,7 @@ from editlab.probes.conflicts.items import ItemSettings, build_items
 from editlab.probes.conflicts.rates import Rates, moved, rates
 from editlab.probes.conflicts.readout import Prompts, judged
 from editlab.progress import OnStep, StepInfo, silent
+from editlab.state.saved import Saved
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Transfer:
+class Transfer(Saved):
     """The same heads pruned elsewhere, on test subjects.
 
     Attributes:

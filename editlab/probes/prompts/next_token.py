@@ -11,6 +11,7 @@ from pydantic import Field
 from editlab.config import MethodConfig
 from editlab.probes.result import ProbeResult
 from editlab.progress import OnStep, StepInfo, silent
+from editlab.state.saved import Saved
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +26,7 @@ class Config(MethodConfig):
 
 
 @dataclass(frozen=True)
-class NextTokens:
+class NextTokens(Saved):
     """The most probable next tokens of one prompt, most probable first."""
 
     prompt: str

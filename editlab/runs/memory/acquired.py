@@ -15,6 +15,7 @@ from editlab.probes.memory.acquisition import DEPTHS, LEAST_GAIN, Acquired, acqu
 from editlab.runs.memory.acquire import CONTROL, SCENARIOS, AcquireSettings
 from editlab.runs.memory.curves import aligned
 from editlab.runs.memory.settings import spread
+from editlab.state.saved import Saved
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -23,7 +24,7 @@ PROBE = ["seed", "passage", "probe"]
 
 
 @dataclass(frozen=True)
-class AcquireResult:
+class AcquireResult(Saved):
     """Rows: one per seed, time and probe.
 
     Attributes:

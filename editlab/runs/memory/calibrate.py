@@ -18,6 +18,7 @@ from editlab.runs.memory.course import Course, Row
 from editlab.runs.memory.learner import Diverged, Learner
 from editlab.runs.memory.settings import StudySettings
 from editlab.runs.memory.study import study_courses
+from editlab.state.saved import Saved
 
 if TYPE_CHECKING:
     from editlab.lm import LM
@@ -28,7 +29,7 @@ OWN_SEED = 7_000_000  # added to the seed, so that no reported study shares its 
 
 
 @dataclass(frozen=True)
-class Calibration:
+class Calibration(Saved):
     """What each rate gave.
 
     Attributes:

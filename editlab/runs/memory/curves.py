@@ -16,6 +16,7 @@ from editlab.probes.memory import recognition
 from editlab.probes.memory.forgetting import Fit, fit_forgetting, verdict
 from editlab.probes.memory.survival import Lifetimes
 from editlab.runs.memory.settings import StudySettings
+from editlab.state.saved import Saved
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -35,7 +36,7 @@ CHANCE = {"recognition": 0.5, "AUC": 0.5, "recognition by gain": 0.5}
 
 
 @dataclass(frozen=True)
-class StudyResult:
+class StudyResult(Saved):
     """The rows of a study: one per item, role (studied or foil) and state.
 
     Attributes:

@@ -16,6 +16,7 @@ from editlab.probes.memory.acquisition import LEAST_GAIN
 from editlab.probes.memory.survival import Lifetimes, holm
 from editlab.runs.memory.curves import aligned, share_text
 from editlab.runs.memory.survive import LOADED, MATCHED, TRAIN, SurviveSettings
+from editlab.state.saved import Saved
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -30,7 +31,7 @@ OF_STATE = {"weight change kept": "kept", "prompts routed": "routed", "loss of o
 
 
 @dataclass(frozen=True)
-class SurviveResult:
+class SurviveResult(Saved):
     """Rows: one per engine, stream of filler, time and fact.
 
     Attributes:

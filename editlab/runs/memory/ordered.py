@@ -16,6 +16,7 @@ from editlab.evaluation.statistics import Estimate, estimate_nested
 from editlab.probes.memory.order import CHANCE, LEAST_MASS
 from editlab.runs.memory.curves import aligned, share_text
 from editlab.runs.memory.order import CONDITIONS, OrderSettings
+from editlab.state.saved import Saved
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -24,7 +25,7 @@ MEASURES = ("debiased", "raw", "says_a", "association", "recency", "bias")
 
 
 @dataclass(frozen=True)
-class OrderResult:
+class OrderResult(Saved):
     """Rows: one per seed, condition and pair of passages.
 
     Attributes:

@@ -33,6 +33,7 @@ from editlab.runs.memory.dampening import GRID, dampened, importance, share, sto
 from editlab.runs.memory.learner import Learner
 from editlab.runs.memory.settings import StudySettings
 from editlab.runs.memory.study import Items, ids_of, items_of, study_course
+from editlab.state.saved import Saved
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -161,7 +162,7 @@ def _put(learner: Learner, values: dict[str, torch.Tensor]) -> None:
 
 
 @dataclass(frozen=True)
-class UnlearnResult:
+class UnlearnResult(Saved):
     """Rows: one per seed, state (before, studied, dampened with an alpha of the grid, or stopped by the rule) and text.
 
     Attributes:

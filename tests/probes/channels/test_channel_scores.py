@@ -141,7 +141,7 @@ def test_t10_p_is_uniform_where_there_are_no_channels() -> None:
 
 
 def test_p_values_count_what_the_null_gave() -> None:
-    tail = Tail(bins=100)
+    tail = Tail(np.zeros(100, dtype=np.int64))
     tail.add(np.array([0.1, 0.2, 0.205, 0.5]))
     assert tail.p(np.array([0.9, 0.5, 0.2, 0.0])).tolist() == [1 / 5, 2 / 5, 4 / 5, 1.0]
     assert tail.quantile(0.5) == pytest.approx(0.21) and tail.n == 4
