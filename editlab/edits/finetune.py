@@ -7,6 +7,7 @@ What is trained are changes of weights, put in place for one forward at a time; 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +18,7 @@ from torch.func import functional_call
 from editlab.config import MethodConfig
 from editlab.errors import EditFailed
 from editlab.hooks.batch import Batch, pad_rows
+from editlab.hooks.cone import entering_at, reading_at
 from editlab.progress import OnStep, StepInfo, silent
 from editlab.rows import Row, read_mask, rewrite_row
 
@@ -54,21 +56,29 @@ def fine_tune(
     Raises:
         EditFailed: the loss is not finite.
     """
-    batches = _batches(lm, facts)
     weights = {name: lm.model.get_parameter(name).detach() for name in changes()}
+    lowest = max(0, min(lm.adapter.layer_of(name) for name in weights))
+    batches = _batches(lm, facts)
+    # What enters the lowest layer that changes is always the same.
+    entering = [lm.prefix(batch, lowest).resid if lowest else None for batch, *_ in batches]
+    unembed = lm.model.get_submodule(lm.adapter.unembed)
     adam = torch.optim.Adam(leaves, lr=settings.lr)
     losses: list[float] = []
     for step in range(settings.steps):
         adam.zero_grad()
         total = 0.0
-        for batch, mask, wanted, weight in batches:
+        for (batch, reads, wanted, weight), resid in zip(batches, entering, strict=True):
             changed = {name: weights[name] + change.to(weights[name]) for name, change in changes().items()}
             # Everything but the changes is a constant.
             fixed = {n: p.detach() for n, p in lm.model.named_parameters() if n not in changed}
             options = {"attention_mask": batch.mask, "use_cache": False}
             if lm.adapter.takes_position_ids:
                 options["position_ids"] = batch.position_ids
-            logits = functional_call(lm.model, {**fixed, **changed}, (batch.ids,), options).logits[mask]
+            with ExitStack() as stack:
+                stack.enter_context(reading_at(unembed, reads))
+                if resid is not None:
+                    stack.enter_context(entering_at(lm.model, lm.adapter, lowest, resid))
+                logits = functional_call(lm.model, {**fixed, **changed}, (batch.ids,), options).logits[0]
             nll = -logits.float().log_softmax(-1).gather(-1, wanted[:, None])[:, 0]
             loss = (nll * weight).sum()
             loss.backward()
@@ -87,7 +97,7 @@ def fine_tune(
     return losses
 
 
-def _batches(lm: LM, facts: Sequence[Fact]) -> list[tuple[Batch, Tensor, Tensor, Tensor]]:
+def _batches(lm: LM, facts: Sequence[Fact]) -> list[tuple[Batch, tuple[Tensor, Tensor], Tensor, Tensor]]:
     """Padded rows, where they are read, what should come there, and how much each weighs."""
     forms = (True,) if lm.adds_bos else (True, False)
     rows: list[Row] = sorted(
@@ -100,5 +110,6 @@ def _batches(lm: LM, facts: Sequence[Fact]) -> list[tuple[Batch, Tensor, Tensor,
         batch = pad_rows([row.ids for row in chunk], pivots="right", device=lm.device)
         wanted = torch.tensor([t for row in chunk for t in row.targets], device=lm.device)
         each = [1 / (len(row.targets) * len(facts) * len(forms)) for row in chunk for _ in row.targets]
-        found.append((batch, read_mask(batch, chunk), wanted, torch.tensor(each, device=lm.device)))
+        rows_read, columns_read = read_mask(batch, chunk).nonzero(as_tuple=True)
+        found.append((batch, (rows_read, columns_read), wanted, torch.tensor(each, device=lm.device)))
     return found

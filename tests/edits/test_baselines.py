@@ -9,12 +9,14 @@ import pytest
 import torch
 from conftest import FAMILIES
 from tiny_lm import make_lm
+from torch.func import functional_call
 
 from editlab import LM, Fact
 from editlab.edits.finetune import FineTuneSettings, fine_tune
 from editlab.edits.methods.ultraedit import _standardised
 from editlab.errors import ConfigError, EditFailed, RequestError
 from editlab.evaluation.scorer import force
+from editlab.rows import rewrite_row
 
 FACTS = [
     Fact(prompt="The capital of {} is", subject="Vinland", target_new="Rome"),
@@ -90,6 +92,28 @@ def test_the_loss_is_that_of_the_scorer() -> None:
     losses = fine_tune(lm, FACTS, [leaf], lambda: {name: leaf * weight}, FineTuneSettings(steps=1))
     both = [f.nll for sink in (True, False) for f in force(lm, PAIRS, sink=sink)]
     assert losses == pytest.approx([sum(both) / 6], rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("layer", [0, 2])
+def test_training_from_a_frozen_layer_is_training_from_the_start(family: str, layer: int) -> None:
+    """The gradient of full forwards over the same rows, logits everywhere, is what moves the first step of FT-L."""
+    lm = make_lm(family, dtype=torch.float64)
+    name = lm.adapter.down(lm.model, layer).name
+    leaf = torch.zeros_like(lm.model.get_parameter(name)).requires_grad_()
+    fine_tune(lm, FACTS, [leaf], lambda: {name: leaf}, FineTuneSettings(steps=2, lr=1e-9))
+    weight = lm.model.get_parameter(name).clone().requires_grad_()
+    loss = torch.zeros((), dtype=torch.float64)
+    forms = (True,) if lm.adds_bos else (True, False)
+    for fact in FACTS:
+        for sink in forms:
+            row = rewrite_row(lm, fact, sink=sink)
+            logits = functional_call(lm.model, {name: weight}, (torch.tensor([row.ids]),)).logits[0]
+            picked = logits.log_softmax(-1)[list(row.reads), list(row.targets)]
+            loss = loss - picked.mean() / (len(FACTS) * len(forms))
+    (wanted,) = torch.autograd.grad(loss, weight)
+    assert leaf.grad is not None
+    assert float((leaf.grad - wanted).norm() / wanted.norm()) < 1e-5
 
 
 def test_targets_that_are_there_already_are_refused() -> None:
