@@ -39,9 +39,8 @@ SMOLLM2: dict[str, Grid] = {
     "memit": {"layers": [[5], [7], [3, 5, 7]], "lambda_rel": [0.3, 1.0]},
     "emmet": {"layer": [5, 7]},
     "alphaedit": {"layers": [[3, 5, 7], [7]], "tau_rel": [3e-4, 1e-3]},
-    "ultraedit": {"layers": [None, [5], [15], [20, 22, 24]], "eta": [1e-6, 1e-4, 1e-3, 1e-2]},
-    "ft": {"layer": [0, 5], "norm_constraint": [5e-4, 2e-3, 8e-3]},
-    "lora": {"lr": [1e-3, 5e-3]},
+    "ultraedit": {"layers": [None, [22, 25, 28]], "eta": [1e-6, 3e-4, 1e-3]},
+    "ft": {"layer": [0, 5], "norm_constraint": [5e-4, 4e-3]},
 }
 HERE = Path(__file__).parent
 
