@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -14,8 +13,8 @@ from editlab.evaluation.statistics import Estimate, estimate_nested
 from editlab.probes.memory.acquisition import DEPTHS, LEAST_GAIN, Acquired, acquired
 from editlab.runs.memory.acquire import CONTROL, SCENARIOS, AcquireSettings
 from editlab.runs.memory.curves import aligned
+from editlab.runs.memory.result import MemoryResult
 from editlab.runs.memory.settings import spread
-from editlab.state.saved import Saved
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -24,17 +23,10 @@ PROBE = ["seed", "passage", "probe"]
 
 
 @dataclass(frozen=True)
-class AcquireResult(Saved):
-    """Rows: one per seed, time and probe.
+class AcquireResult(MemoryResult):
+    """Rows: one per seed, time and probe."""
 
-    Attributes:
-        aborted: courses that had to end, and why.
-    """
-
-    rows: pd.DataFrame
     settings: AcquireSettings
-    model: str
-    aborted: tuple[tuple[str, str], ...] = ()
 
     @cached_property
     def curve(self) -> pd.DataFrame:
@@ -146,15 +138,11 @@ class AcquireResult(Saved):
 
         return {"acquisition": memory_acquisition(self), "retainability": memory_retainability(self)}
 
-    def plot(self) -> go.Figure:
-        """Log-probability along the run."""
-        return self.figures()["acquisition"]
-
-    def remarks(self) -> list[str]:
-        """What a reader must know of the numbers."""
-        says = [f"{name}: ended early, {why}." for name, why in self.aborted]
+    def reservations(self) -> list[str]:
+        """What a reader must know of the numbers, beside courses that ended early."""
+        says: list[str] = []
         says.append(f"Passages that were never injected moved by {self.drift:+.2f} nats: style and drift.")
-        says += self._reservations()
+        says += self._of_passages()
         out, n = int(self.summary["left_out"].sum()), int(self.summary["n"].sum())
         says.append(f"{out} of {n} probes gained under {LEAST_GAIN} nat and are left out of retainability.")
         if self.summary["censored"].max() > 0.5:
@@ -163,7 +151,7 @@ class AcquireResult(Saved):
             says.append("One seed: intervals are over probes only, with no run-to-run variance.")
         return says
 
-    def _reservations(self) -> list[str]:
+    def _of_passages(self) -> list[str]:
         """What the passages themselves do not allow to be said."""
         says = []
         injected = self.rows[self.rows["scenario"] != CONTROL]
@@ -181,7 +169,3 @@ class AcquireResult(Saved):
                 said += f"; the others rose by {last['lp'].mean() - loose['lp'].mean():+.2f} nats in the whole run"
             says.append(f"{said}.")
         return says
-
-    def _repr_html_(self) -> str:
-        notes = "".join(f"<li>{html.escape(r)}</li>" for r in self.remarks())
-        return f"<p>{html.escape(self.headline)}</p><ul>{notes}</ul>{self.summary.to_html(index=False)}"

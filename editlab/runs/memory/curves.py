@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,8 +14,8 @@ from editlab.evaluation.statistics import LEVEL, Estimate, estimate, estimate_ne
 from editlab.probes.memory import recognition
 from editlab.probes.memory.forgetting import Fit, fit_forgetting, verdict
 from editlab.probes.memory.survival import Lifetimes
+from editlab.runs.memory.result import MemoryResult
 from editlab.runs.memory.settings import StudySettings
-from editlab.state.saved import Saved
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -36,18 +35,14 @@ CHANCE = {"recognition": 0.5, "AUC": 0.5, "recognition by gain": 0.5}
 
 
 @dataclass(frozen=True)
-class StudyResult(Saved):
+class StudyResult(MemoryResult):
     """The rows of a study: one per item, role (studied or foil) and state.
 
     Attributes:
         rows: see `study`; `exposure` counts passes, `t` updates of further training (NaN during the study).
-        aborted: courses that had to end, and why.
     """
 
-    rows: pd.DataFrame
     settings: StudySettings
-    model: str
-    aborted: tuple[tuple[str, str], ...] = ()
 
     @cached_property
     def pairs(self) -> pd.DataFrame:
@@ -167,20 +162,13 @@ class StudyResult(Saved):
         """By name."""
         from editlab.viz.memory import memory_exposures, memory_items, memory_losses, memory_retention
 
-        found = {"exposures": memory_exposures(self)}
-        if max(self.curve["t"]):
-            found["retention"] = memory_retention(self)
-            found["items"] = memory_items(self)
-        found["losses"] = memory_losses(self)
-        return found
+        later = {"retention": memory_retention, "items": memory_items} if max(self.curve["t"]) else {}
+        drawn = {**later, "exposures": memory_exposures, "losses": memory_losses}
+        return {name: draw(self) for name, draw in drawn.items()}
 
-    def plot(self) -> go.Figure:
-        """Retention if there was further training, else the exposures."""
-        return self.figures()["retention" if max(self.curve["t"]) else "exposures"]
-
-    def remarks(self) -> list[str]:
-        """What a reader must know of the numbers."""
-        says = [f"{name}: ended early, {why}." for name, why in self.aborted]
+    def reservations(self) -> list[str]:
+        """What a reader must know of the numbers, beside courses that ended early."""
+        says: list[str] = []
         if self.rows["seed"].nunique() == 1:
             says.append("One seed: intervals are over items only, with no run-to-run variance.")
         if not self.settings.counterbalance:
@@ -193,10 +181,9 @@ class StudyResult(Saved):
             says += [f"Forgetting of {n}. {verdict(f)}" for n, f in self.fits[self.kinds[0]].items()]
         return says
 
-    def _repr_html_(self) -> str:
-        table = self.curve[self.curve["measure"].isin(["recognition", "recall"])].to_html(index=False)
-        notes = "".join(f"<li>{html.escape(r)}</li>" for r in self.remarks())
-        return f"<p>{html.escape(self.headline)}</p><ul>{notes}</ul>{table}"
+    def shown(self) -> list[pd.DataFrame]:
+        """Recognition and recall."""
+        return [self.curve[self.curve["measure"].isin(["recognition", "recall"])]]
 
 
 def aligned(headers: list[str], rows: list[list[Any]]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -15,8 +14,8 @@ from editlab.evaluation.statistics import Estimate, estimate_nested
 from editlab.probes.memory.acquisition import LEAST_GAIN
 from editlab.probes.memory.survival import Lifetimes, holm
 from editlab.runs.memory.curves import aligned, share_text
+from editlab.runs.memory.result import MemoryResult
 from editlab.runs.memory.survive import LOADED, MATCHED, TRAIN, SurviveSettings
-from editlab.state.saved import Saved
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -31,17 +30,10 @@ OF_STATE = {"weight change kept": "kept", "prompts routed": "routed", "loss of o
 
 
 @dataclass(frozen=True)
-class SurviveResult(Saved):
-    """Rows: one per engine, stream of filler, time and fact.
+class SurviveResult(MemoryResult):
+    """Rows: one per engine, stream of filler, time and fact."""
 
-    Attributes:
-        aborted: courses that had to end, and why.
-    """
-
-    rows: pd.DataFrame
     settings: SurviveSettings
-    model: str
-    aborted: tuple[tuple[str, str], ...] = ()
 
     @property
     def engines(self) -> list[str]:
@@ -199,13 +191,9 @@ class SurviveResult(Saved):
 
         return {"survival": memory_survival(self), "lifetimes": memory_lifetimes(self)}
 
-    def plot(self) -> go.Figure:
-        """Recall, recognition and kept gain against time."""
-        return self.figures()["survival"]
-
-    def remarks(self) -> list[str]:
-        """What a reader must know of the numbers."""
-        says = [f"{name}: ended early, {why}." for name, why in self.aborted]
+    def reservations(self) -> list[str]:
+        """What a reader must know of the numbers, beside courses that ended early."""
+        says: list[str] = []
         base = self.curve[self.curve["measure"] == "recognition"]["before"]
         if len(base):
             says.append(f"Before anything was taught, the new answer was preferred in {base.iloc[0]:.0%} of choices.")
@@ -224,10 +212,9 @@ class SurviveResult(Saved):
             says.append("One stream of filler: intervals are over facts only.")
         return says
 
-    def _repr_html_(self) -> str:
-        notes = "".join(f"<li>{html.escape(r)}</li>" for r in self.remarks())
-        tables = "".join(table.to_html(index=False) for table in (self.half_lives, self.log_rank))
-        return f"<p>{html.escape(self.headline)}</p><ul>{notes}</ul>{tables}"
+    def shown(self) -> list[pd.DataFrame]:
+        """Half-lives, and the tests between engines."""
+        return [self.half_lives, self.log_rank]
 
 
 def half_text(t: float, low: float, high: float, horizon: float) -> str:

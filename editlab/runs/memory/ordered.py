@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +15,7 @@ from editlab.evaluation.statistics import Estimate, estimate_nested
 from editlab.probes.memory.order import CHANCE, LEAST_MASS
 from editlab.runs.memory.curves import aligned, share_text
 from editlab.runs.memory.order import CONDITIONS, OrderSettings
-from editlab.state.saved import Saved
+from editlab.runs.memory.result import MemoryResult
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -25,17 +24,10 @@ MEASURES = ("debiased", "raw", "says_a", "association", "recency", "bias")
 
 
 @dataclass(frozen=True)
-class OrderResult(Saved):
-    """Rows: one per seed, condition and pair of passages.
+class OrderResult(MemoryResult):
+    """Rows: one per seed, condition and pair of passages."""
 
-    Attributes:
-        aborted: courses that had to end, and why.
-    """
-
-    rows: pd.DataFrame
     settings: OrderSettings
-    model: str
-    aborted: tuple[tuple[str, str], ...] = ()
 
     @cached_property
     def curve(self) -> pd.DataFrame:
@@ -107,13 +99,9 @@ class OrderResult(Saved):
 
         return {"order": memory_order(self)}
 
-    def plot(self) -> go.Figure:
-        """Accuracy by distance, and the bias to a letter."""
-        return self.figures()["order"]
-
-    def remarks(self) -> list[str]:
-        """What a reader must know of the numbers."""
-        says = [f"{name}: ended early, {why}." for name, why in self.aborted]
+    def reservations(self) -> list[str]:
+        """What a reader must know of the numbers, beside courses that ended early."""
+        says: list[str] = []
         e = self.effect
         if e.n:
             says.append(f"Study adds {e.mean:+.1%} ({e.low:+.1%} to {e.high:+.1%}) to debiased accuracy, pair by pair.")
@@ -133,10 +121,6 @@ class OrderResult(Saved):
         if self.rows["seed"].nunique() == 1:
             says.append("One seed: intervals are over pairs only, with no run-to-run variance.")
         return says
-
-    def _repr_html_(self) -> str:
-        notes = "".join(f"<li>{html.escape(r)}</li>" for r in self.remarks())
-        return f"<p>{html.escape(self.headline)}</p><ul>{notes}</ul>{self.curve.to_html(index=False)}"
 
 
 def _nested(group: pd.DataFrame, measure: str) -> Estimate:

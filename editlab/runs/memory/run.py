@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -22,35 +22,16 @@ from editlab.runs.journal import NAME as JOURNAL
 from editlab.runs.journal import Journal, alone
 from editlab.runs.memory.course import CHECKPOINT, Course, Row, run_courses
 from editlab.runs.memory.learner import Learner, memory_needed
+from editlab.runs.memory.result import MemoryResult
 from editlab.runs.memory.settings import TrainingSettings
 from editlab.runs.memory.untouched import untouched
 from editlab.viz.files import save_figures
 
 if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
     from editlab.lm import LM
 
 KIND = "memory"
 START = "start"  # the edits that the model began with, as a pack
-
-
-class Result(Protocol):
-    """What a verb gives."""
-
-    headline: str
-
-    def to_pandas(self) -> pd.DataFrame:
-        """Its main table."""
-
-    def table(self) -> str:
-        """Its main numbers as text."""
-
-    def figures(self) -> dict[str, go.Figure]:
-        """By name."""
-
-    def remarks(self) -> list[str]:
-        """What a reader must know of the numbers."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +46,7 @@ class Verb:
     name: str
     settings: type[TrainingSettings]
     courses: Callable[[LM, Any, OnStep], Sequence[Course]]
-    result: Callable[[pd.DataFrame, Any, str, tuple[tuple[str, str], ...]], Any]
+    result: Callable[[pd.DataFrame, Any, str, tuple[tuple[str, str], ...]], MemoryResult]
     probed: Callable[[Any], int]
 
 
@@ -126,7 +107,7 @@ def run_memory(
 
 
 def _write(
-    folder: Path, lm: LM, settings: TrainingSettings, rows: pd.DataFrame, result: Result, said: dict[str, Any]
+    folder: Path, lm: LM, settings: TrainingSettings, rows: pd.DataFrame, result: MemoryResult, said: dict[str, Any]
 ) -> None:
     """Rows, figures and manifest."""
     extra = {"headline": result.headline, "remarks": result.remarks(), **said}

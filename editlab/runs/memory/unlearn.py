@@ -13,7 +13,6 @@ back; and of the kept ones, how much. Dampening that cannot tell them apart lose
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -31,9 +30,9 @@ from editlab.runs.memory.course import Course, Row
 from editlab.runs.memory.curves import aligned
 from editlab.runs.memory.dampening import GRID, dampened, importance, share, stop_at
 from editlab.runs.memory.learner import Learner
+from editlab.runs.memory.result import MemoryResult
 from editlab.runs.memory.settings import StudySettings
 from editlab.runs.memory.study import Items, ids_of, items_of, study_course
-from editlab.state.saved import Saved
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -162,17 +161,10 @@ def _put(learner: Learner, values: dict[str, torch.Tensor]) -> None:
 
 
 @dataclass(frozen=True)
-class UnlearnResult(Saved):
-    """Rows: one per seed, state (before, studied, dampened with an alpha of the grid, or stopped by the rule) and text.
+class UnlearnResult(MemoryResult):
+    """Rows: one per seed, state (before, studied, dampened with an alpha, or stopped by the rule) and text."""
 
-    Attributes:
-        aborted: courses that had to end, and why.
-    """
-
-    rows: pd.DataFrame
     settings: UnlearnSettings
-    model: str
-    aborted: tuple[tuple[str, str], ...] = ()
 
     @cached_property
     def curve(self) -> pd.DataFrame:
@@ -255,13 +247,9 @@ class UnlearnResult(Saved):
 
         return {"dampening": memory_dampening(self), "frontier": memory_frontier(self)}
 
-    def plot(self) -> go.Figure:
-        """Losses against alpha."""
-        return self.figures()["dampening"]
-
-    def remarks(self) -> list[str]:
-        """What a reader must know of the numbers."""
-        says = [f"{name}: ended early, {why}." for name, why in self.aborted]
+    def reservations(self) -> list[str]:
+        """What a reader must know of the numbers, beside courses that ended early."""
+        says: list[str] = []
         b = self.separation
         says.append(
             f"Forgotten and kept are furthest apart at alpha {b['alpha']:g}: {b['forgotten']:.0%} of the one's gain is "
@@ -272,7 +260,3 @@ class UnlearnResult(Saved):
         says[-1] += f", and {self.settings.reference} filler sentences." if self.settings.reference else " alone."
         says.append("A loss above that before the study is overshoot, and tells that the text was known.")
         return says
-
-    def _repr_html_(self) -> str:
-        notes = "".join(f"<li>{html.escape(r)}</li>" for r in self.remarks())
-        return f"<p>{html.escape(self.headline)}</p><ul>{notes}</ul>{self.curve.to_html(index=False)}"
