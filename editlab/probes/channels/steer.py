@@ -17,6 +17,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -289,7 +290,9 @@ def _points(observed: np.ndarray, samples: int, seed: int) -> np.ndarray:
     """(S, m) evenly over twice the observed range, about its middle."""
     low, high = observed.min(0), observed.max(0)
     middle, half = (low + high) / 2, high - low + 1e-6
-    drawn = qmc.Sobol(observed.shape[1], rng=np.random.default_rng(seed)).random(samples)
+    # Whole powers of two are what Sobol's sequence is balanced for; the first of them are as even as can be.
+    drawn = qmc.Sobol(observed.shape[1], rng=np.random.default_rng(seed)).random_base2(math.ceil(math.log2(samples)))
+    drawn = drawn[:samples]
     return (middle + (2 * drawn - 1) * half).astype(np.float32)
 
 
