@@ -96,7 +96,7 @@ def main() -> None:
         }
         found = {name: way() for name, way in ways.items()}
         worst = max(float((found[name] - found["plain"]).abs().max()) for name in ways)
-        writing = interleaved(ways, max(2, options.rounds // 3))
+        writing = interleaved(ways, max(2, options.rounds // 5), warm_up=0)
         of_reading, of_writing = (floor(counted(work), options.device) for work in (editlab, write_editlab))
     print("reading")
     record: dict[str, object] = {"reading": report(reading, "plain")}
