@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 Kind = Literal["residual", "mlp", "attention"]
 # Tokens of one batch, if it has more than one restored position. Rows of a batch share the columns that run, from its
 # first restored token on, so a larger batch runs more columns that nothing has changed; a processor is busy with these.
-BATCH_TOKENS = 100
+BATCH_TOKENS = 256
 SITE = {"residual": "resid_post", "mlp": "mlp_out", "attention": "attn_out"}
 
 
