@@ -61,6 +61,22 @@ class Cone:
             select_rows(past, index)
         return replace(self, batch=self.batch.rows(index), resid=self.resid[index], past=past)
 
+    def entered(self, index: Tensor, resid: Tensor) -> Cone:
+        """Rows at `index` with another stream (R, T - cut, D) entering, for runs that end with the first layer.
+
+        Of the earlier columns only what that layer attends to is taken along.
+        """
+        past = None
+        if self.past is not None:
+            past = shallow(self.past)
+            for i, entry in enumerate(past.layers):
+                for name in ("keys", "values"):
+                    held = getattr(entry, name)
+                    blank = held.new_zeros(()).expand(len(index), *held.shape[1:])
+                    setattr(entry, name, held[index] if i == self.layer else blank)
+            select_rows(past, index)
+        return replace(self, batch=self.batch.rows(index), resid=resid, past=past)
+
     def cache(self) -> DynamicCache:
         """A KV cache for one run; the run's own keys and values do not end up in `past`."""
         if self.past is None:

@@ -44,6 +44,7 @@ Kind = Literal["residual", "mlp", "attention"]
 # Tokens of one batch, if it has more than one restored position. Rows of a batch share the columns that run, from its
 # first restored token on, so a larger batch runs more columns that nothing has changed; a processor is busy with these.
 BATCH_TOKENS = 256
+JOINED_TOKENS = 8192  # of one batch, where the cells of all layers end up in one
 SITE = {"residual": "resid_post", "mlp": "mlp_out", "attention": "attn_out"}
 
 
@@ -108,7 +109,8 @@ def trace(
     cells = n_layers * (len(ids) - first)
     starts = [min(w[-1] + 1, n_layers - 1) if is_stream and len(w) == 1 else w[0] for w in windows]
 
-    together = groups(first, len(ids), config.samples)
+    is_joined = is_stream and all(len(window) == 1 for window in windows)
+    together = [[i] for i in range(first, len(ids))] if is_joined else groups(first, len(ids), config.samples)
     with lm.session() as s, torch.no_grad():
         s.patch("embed", None, lambda part: _with_noise(part, noise, first))
         frozen = s.cones_at(batch, sorted(set(starts)), [group[0] for group in together])
@@ -122,7 +124,11 @@ def trace(
         )
     restored = p_corrupt.repeat(n_layers, len(ids), 1)
     for group in together:
-        for layer, window in enumerate(windows):
+        if is_joined:
+            on_step(StepInfo("tracing", (group[0] - first) * n_layers, cells, "cells"))
+            cones = [frozen[layer, group[0]] for layer in range(1, n_layers)]
+            restored[: n_layers - 1, group[0]] = _restore_joining(lm, cones, token, states[:, group[0]])
+        for layer, window in list(enumerate(windows))[n_layers - 1 if is_joined else 0 :]:
             on_step(StepInfo("tracing", (group[0] - first) * n_layers + layer * len(group), cells, "cells"))
             cone = frozen[starts[layer], group[0]]
             restored[layer, group] = _restore(lm, cone, token, states, window, site, group)
@@ -214,6 +220,37 @@ def _restore(lm: LM, cone: Cone, token: int, states: Tensor, window: range, site
     at = torch.tensor(tokens, device=lm.device).repeat_interleave(samples)
     put = [(layer, states[layer][at]) for layer in window]
     return _answer(lm, rows, token, put, site, at).unflatten(0, (len(tokens), samples))
+
+
+def _restore_joining(lm: LM, cones: Sequence[Cone], token: int, states: Tensor) -> Tensor:
+    """(L - 1, S) probabilities with the clean stream (L, D) put back after each layer but the last, at the cut.
+
+    Rows join at the layer that reads what was put back, so that all of one token's cells run in one growing batch.
+
+    Args:
+        cones: of the corrupted runs at this token's column, for layers from 1 on.
+    """
+    samples, columns = cones[0].resid.shape[:2]
+    found = []
+    for chunk in torch.arange(samples, device=lm.device).split(max(1, JOINED_TOKENS // (len(cones) * columns))):
+        resid = cones[0].resid[:0]
+        for n, cone in enumerate(cones):
+            fresh = cone.resid[chunk]
+            fresh[:, 0] = states[cone.layer - 1]
+            resid = torch.cat([resid, fresh])
+            running = cone.entered(chunk.repeat(n + 1), resid)
+            with lm.session() as s, torch.no_grad():
+                if cone is cones[-1]:
+                    ends = torch.full((len(resid),), running.batch.width - 1, device=lm.device)
+                    logits = s.run(running, read=ends).logits
+                else:
+                    s.capture("resid_post", cone.layer)
+                    resid = s.run(running, read=None)["resid_post", cone.layer]
+        assert logits is not None
+        logits = logits.float()
+        p = (logits[:, token] - logits.logsumexp(-1)).exp().cpu()
+        found.append(p.unflatten(0, (len(cones), len(chunk))))
+    return torch.cat(found, 1)
 
 
 def _answer(

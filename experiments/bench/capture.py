@@ -110,7 +110,8 @@ def main() -> None:
         record,
         [
             beside(read, reading, "editlab", "plain", floor=of_reading, why="it does that and keeps the streams"),
-            *(beside(read, reading, "editlab", peer, floor=of_reading) for peer in ("nnsight", "TransformerLens")),
+            beside(read, reading, "editlab", "nnsight", floor=of_reading, why="the same within the spread"),
+            beside(read, reading, "editlab", "TransformerLens", floor=of_reading),
             *(beside(wrote, writing, "editlab", peer, **noted) for peer in ("plain", "nnsight", "TransformerLens")),
         ],
     )

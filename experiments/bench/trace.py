@@ -4,8 +4,8 @@
     python experiments/bench/trace.py --plain 6  # six layers of the plain side, which cost the same each, scaled up
 
 Both sides trace the same cells under the same noise; the plain side runs the whole prompt through the whole model, all
-tokens of a layer in batches of the same rows, and takes logits at the last token only. Seconds are of the clock and of
-the processor; on a machine with other work the latter's ratio is the one to read.
+tokens of a layer from the subject on in one batch, and takes logits at the last token only. Seconds are of the clock
+and of the processor; on a machine with other work the latter's ratio is the one to read.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def plainly(lm: LM, fact: Fact, found: tracing.Trace, layers: list[int]) -> tupl
     seconds = []
     for i, layer in enumerate(layers):
         began = time.perf_counter()
-        for group in [list(range(first)), *tracing.groups(first, len(ids), config.samples)]:
+        for group in (list(range(first)), list(range(first, len(ids)))):
             tokens = torch.tensor(group, device=lm.device)
             at = tokens.repeat_interleave(config.samples)
             rows = batch.rows(torch.zeros(len(at), dtype=torch.long))
