@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from editlab import LM
@@ -9,16 +11,29 @@ from editlab.data.relations import fill, relation
 from editlab.evaluation.known import known
 
 
+# Few facts that share shards carry over best; a shard each, as the preset has it, is for long sequences.
+SHARED = {"mode": "merge", "shard_size": 20, "merge_every": 2}
+
+
 @pytest.mark.parametrize(
-    ("method", "fires", "carries_over"), [("memit", 6, 0.4), ("emmet", 6, 0.4), ("alphaedit", 5, 0.4), ("wise", 7, 0.8)]
+    ("method", "settings", "fires", "carries_over"),
+    [
+        ("memit", {}, 6, 0.4),
+        ("emmet", {}, 6, 0.4),
+        ("alphaedit", {}, 5, 0.4),
+        ("wise", SHARED, 7, 0.8),
+        ("wise", {}, 7, 0.5),
+    ],
 )
-def test_eight_capitals_are_rewritten_and_others_stay(method: str, fires: int, carries_over: float) -> None:
+def test_eight_capitals_are_rewritten_and_others_stay(
+    method: str, settings: dict[str, Any], fires: int, carries_over: float
+) -> None:
     lm = LM.from_pretrained("factworld-llama")
     capitals = known(lm, relation("capital"))
     facts = capitals.facts(paraphrases=2)[::12][:8]
     others = [fill(relation("capital").stems[0], fact.subject) for fact in capitals.facts()[5::12][:8]]
     before = lm.generate(others, 3)
-    lm.edit(facts, method)
+    lm.edit(facts, method, **settings)
     found = lm.evaluate(facts, metrics=("efficacy_said", "paraphrase_said"))
     assert found["efficacy_said"].base.mean == 0
     assert found["efficacy_said"].edited.mean >= fires / 8
