@@ -10,7 +10,6 @@ from editlab import LM
 from editlab.data.relations import fill, relation
 from editlab.evaluation.known import known
 
-
 # Few facts that share shards carry over best; a shard each, as the preset has it, is for long sequences.
 SHARED = {"mode": "merge", "shard_size": 20, "merge_every": 2}
 
