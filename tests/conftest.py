@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -73,3 +74,11 @@ def family(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def tiny() -> Callable[..., nn.Module]:
     return make_model
+
+
+@pytest.fixture(autouse=True)
+def same_main() -> Iterator[None]:
+    """Streamlit's AppTest leaves its script as `__main__`, which processes that are started later would run again."""
+    main = sys.modules["__main__"]
+    yield
+    sys.modules["__main__"] = main
