@@ -109,7 +109,7 @@ def trace(
     cells = n_layers * (len(ids) - first)
     starts = [min(w[-1] + 1, n_layers - 1) if is_stream and len(w) == 1 else w[0] for w in windows]
 
-    is_joined = is_stream and all(len(window) == 1 for window in windows)
+    is_joined = is_stream and n_layers > 1 and all(len(window) == 1 for window in windows)
     together = [[i] for i in range(first, len(ids))] if is_joined else groups(first, len(ids), config.samples)
     with lm.session() as s, torch.no_grad():
         s.patch("embed", None, lambda part: _with_noise(part, noise, first))
@@ -124,14 +124,16 @@ def trace(
         )
     restored = p_corrupt.repeat(n_layers, len(ids), 1)
     for group in together:
+        left = range(n_layers)
         if is_joined:
+            left = left[-1:]
             on_step(StepInfo("tracing", (group[0] - first) * n_layers, cells, "cells"))
             cones = [frozen[layer, group[0]] for layer in range(1, n_layers)]
             restored[: n_layers - 1, group[0]] = _restore_joining(lm, cones, token, states[:, group[0]])
-        for layer, window in list(enumerate(windows))[n_layers - 1 if is_joined else 0 :]:
+        for layer in left:
             on_step(StepInfo("tracing", (group[0] - first) * n_layers + layer * len(group), cells, "cells"))
             cone = frozen[starts[layer], group[0]]
-            restored[layer, group] = _restore(lm, cone, token, states, window, site, group)
+            restored[layer, group] = _restore(lm, cone, token, states, windows[layer], site, group)
     on_step(StepInfo("tracing", cells, cells, "cells"))
     return Trace(
         prompt=fact.text,
@@ -246,10 +248,7 @@ def _restore_joining(lm: LM, cones: Sequence[Cone], token: int, states: Tensor) 
                 else:
                     s.capture("resid_post", cone.layer)
                     resid = s.run(running, read=None)["resid_post", cone.layer]
-        assert logits is not None
-        logits = logits.float()
-        p = (logits[:, token] - logits.logsumexp(-1)).exp().cpu()
-        found.append(p.unflatten(0, (len(cones), len(chunk))))
+        found.append(_probability(logits, token).unflatten(0, (len(cones), len(chunk))))
     return torch.cat(found, 1)
 
 
@@ -265,6 +264,11 @@ def _answer(
             else:
                 s.patch(site, layer, value, at=at)
         logits = s.run(cone, read=torch.full((batch.n_rows,), batch.width - 1, device=lm.device)).logits
+    return _probability(logits, token)
+
+
+def _probability(logits: Tensor | None, token: int) -> Tensor:
+    """(rows,) of a token, from logits (rows, V) that were asked for."""
     assert logits is not None
     logits = logits.float()
     return (logits[:, token] - logits.logsumexp(-1)).exp().cpu()

@@ -117,6 +117,14 @@ def test_batches_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     assert traced(lm).restored == pytest.approx(whole.restored, abs=1e-6)
 
 
+def test_a_model_of_one_layer_is_traced() -> None:
+    found = traced(make_lm("llama", num_hidden_layers=1))
+    last = len(found.tokens) - 1
+    # Put back after the only layer, the last token's stream gives the clean answer, and no other token's does anything.
+    assert found.restored[0, last] == pytest.approx(found.p_clean, abs=1e-5)
+    assert found.restored[0, :last] == pytest.approx(np.broadcast_to(found.p_corrupt, (last, 3)), abs=1e-6)
+
+
 def test_too_small_a_gap_is_refused_with_the_numbers() -> None:
     with pytest.raises(RequestError, match=r"from \d+\.\d% to \d+\.\d% only.*min_gap"):
         trace(make_lm("llama"), FACT, Config(min_gap=1.0))
