@@ -26,9 +26,9 @@ from transformers import DynamicCache
 from editlab.errors import AdapterError
 from editlab.hooks.adapter import ModelAdapter, weight_ref
 from editlab.hooks.batch import Batch
-from editlab.hooks.cone import entering_at, restorer, shallow, until
-from editlab.hooks.placement import stored_weight
-from editlab.hooks.routing import decisions_of, select_rows
+from editlab.hooks.cone import entering_at, restorer, rows_of, until
+from editlab.hooks.placement import stored_bias, stored_weight
+from editlab.hooks.routing import decisions_of
 from editlab.hooks.session import Session
 
 TOLERANCE = 1e-3  # of the check that the last column's logits are the model's, relative to the largest of them
@@ -104,21 +104,13 @@ class Column:
     def _blank(self, rows: Tensor) -> DynamicCache:
         """A cache of the right lengths without content: attention does not look at it, side memories do."""
         assert self.past is not None
-        blank = shallow(self.past)
-        for layer in blank.layers:
-            for name in ("keys", "values"):
-                held = getattr(layer, name)
-                setattr(layer, name, held.new_zeros(()).expand(len(rows), *held.shape[1:]))
-        select_rows(blank, rows)
-        return blank
+        return rows_of(self.past, rows, ())
 
 
 def token_logits(model: nn.Module, adapter: ModelAdapter, final: Tensor, tokens: Tensor) -> Tensor:
     """(R, n) the model's logits of `tokens` (R, n), from what the unembedding reads (R, D)."""
     weight = stored_weight(model, f"{adapter.unembed}.weight")
-    bias = None
-    if getattr(model.get_submodule(adapter.unembed), "bias", None) is not None:
-        bias = stored_weight(model, f"{adapter.unembed}.bias")
+    bias = stored_bias(model, adapter.unembed)
     found = torch.einsum("rd,rnd->rn", final, weight[tokens])
     if bias is not None:
         found = found + bias[tokens]

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -68,13 +68,7 @@ class Cone:
         """
         past = None
         if self.past is not None:
-            past = shallow(self.past)
-            for i, entry in enumerate(past.layers):
-                for name in ("keys", "values"):
-                    held = getattr(entry, name)
-                    blank = held.new_zeros(()).expand(len(index), *held.shape[1:])
-                    setattr(entry, name, held[index] if i == self.layer else blank)
-            select_rows(past, index)
+            past = rows_of(self.past, index, (self.layer,))
         return replace(self, batch=self.batch.rows(index), resid=resid, past=past)
 
     def cache(self) -> DynamicCache:
@@ -100,6 +94,18 @@ def shallow(cache: DynamicCache) -> DynamicCache:
     """A cache that shares the tensors: layers grow by concatenation into new tensors, never in place."""
     new = copy.copy(cache)
     new.layers = [copy.copy(layer) for layer in cache.layers]
+    return new
+
+
+def rows_of(cache: DynamicCache, index: Tensor, layers: Container[int]) -> DynamicCache:
+    """The rows at `index` (repeats allowed), with the content of `layers` only; of the others the lengths are kept."""
+    new = shallow(cache)
+    for i, entry in enumerate(new.layers):
+        for name in ("keys", "values"):
+            held = getattr(entry, name)
+            blank = held.new_zeros(()).expand(len(index), *held.shape[1:])
+            setattr(entry, name, held[index] if i in layers else blank)
+    select_rows(new, index)
     return new
 
 

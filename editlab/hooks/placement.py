@@ -48,6 +48,12 @@ def stored_weight(model: nn.Module, name: str) -> Tensor:
     return offloaded(model, name, held) if held.device.type == "meta" else held.detach()
 
 
+def stored_bias(model: nn.Module, path: str) -> Tensor | None:
+    """The content of a module's bias, if it has one."""
+    has = getattr(model.get_submodule(path), "bias", None) is not None
+    return stored_weight(model, f"{path}.bias") if has else None
+
+
 def offloaded(model: nn.Module, name: str, held: Tensor) -> Tensor:
     """The content of the meta tensor `held`, from the nearest module around it that accelerate loads it for."""
     path, _, local = name.rpartition(".")

@@ -27,7 +27,7 @@ from editlab.errors import ModelError, SiteUnavailable
 from editlab.hooks.adapter import HeadLayout, weight_ref
 from editlab.hooks.batch import Batch
 from editlab.hooks.detect import probe_ids
-from editlab.hooks.placement import home, stored_weight
+from editlab.hooks.placement import home, stored_bias, stored_weight
 
 if TYPE_CHECKING:
     from editlab.lm import LM
@@ -125,9 +125,8 @@ def _read(model: nn.Module, layout: HeadLayout, fold: Fold, dtype: torch.dtype) 
 
 
 def _bias(model: nn.Module, path: str, size: int, like: Tensor) -> Tensor:
-    if not isinstance(getattr(model.get_submodule(path), "bias", None), Tensor):
-        return like.new_zeros(size)
-    return stored_weight(model, f"{path}.bias").to(like)
+    bias = stored_bias(model, path)
+    return like.new_zeros(size) if bias is None else bias.to(like)
 
 
 def _through(model: nn.Module, norm: str | None, w: Tensor, b: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
