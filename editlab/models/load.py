@@ -11,7 +11,6 @@ network. Only safetensors are read: a pickle can run code when it is opened.
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 import weakref
@@ -24,7 +23,7 @@ from editlab.errors import ConfigError, ModelError, did_you_mean
 from editlab.models import registry
 from editlab.models.pull import pull_entry, read_record
 from editlab.models.quiet import quiet_transformers
-from editlab.models.room import INDEX, SINGLE, bytes_of, check_room, header, weight_files
+from editlab.models.room import INDEX, SINGLE, bytes_of, check_room, header, read_json, weight_files
 from editlab.progress import OnStep, StepInfo, silent
 
 if TYPE_CHECKING:
@@ -115,9 +114,10 @@ def load(
     )
     check_folder(folder, trust_remote_code=trust_remote_code)
     name = registry.default().name if name_or_path is None else str(name_or_path)
-    needed = bytes_of(folder, wanted := str(dtype).removeprefix("torch."))
+    wanted = str(dtype).removeprefix("torch.")
+    needed = bytes_of(folder, wanted)
     if device_map is None:
-        check_room(name, {wanted: needed, "bfloat16": bytes_of(folder, "bfloat16")}, wanted, torch_device)
+        check_room(name, folder, needed, wanted, torch_device)
     told = f"loading {name} ({needed / 1e9:.2f} GB)"
     on_step(StepInfo(told, 0, 1))
     with quiet_transformers():
@@ -174,15 +174,11 @@ def check_folder(folder: Path, *, trust_remote_code: bool = False) -> None:
                 "Merge it into its base model and name that folder.",
             )
         raise ModelError(f"{folder} has no config.json, so it is not a model folder.")
-    if "model_type" not in _json(config) and not trust_remote_code:
+    if "model_type" not in read_json(config) and not trust_remote_code:
         raise ModelError(f"{config} names no model_type, so the architecture is unknown.")
-    if (folder / INDEX).is_file():
-        _json(folder / INDEX)
-    elif not (folder / SINGLE).is_file():
-        raise _no_weights(folder)
     shards = weight_files(folder)
     if not shards:
-        raise ModelError(f"{folder / INDEX} lists no weights.")
+        raise ModelError(f"{folder / INDEX} lists no weights.") if (folder / INDEX).is_file() else _no_weights(folder)
     for shard in shards:
         if not shard.is_file():
             raise ModelError(f"The model folder is incomplete: {shard} is missing.", "Copy or download it again.")
@@ -201,16 +197,6 @@ def _looks_like_path(name: str) -> bool:
 def _recorded(folder: Path) -> str | None:
     record = read_record(folder)
     return None if record is None else record.get("weights", {}).get("sha256")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} is not readable JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} is not a JSON object.")
-    return content
 
 
 def _no_weights(folder: Path) -> ModelError:

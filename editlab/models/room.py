@@ -17,10 +17,29 @@ _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        ModelError: it is none.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} is not a JSON object.")
+    return content
+
+
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a model's weights; none where the folder has none in safetensors."""
+    """The files that hold a model's weights; none where the folder has none in safetensors.
+
+    Raises:
+        ModelError: the index of the files is no JSON object.
+    """
     if (folder / INDEX).is_file():
-        named = json.loads((folder / INDEX).read_text(encoding="utf-8")).get("weight_map", {})
+        named = read_json(folder / INDEX).get("weight_map", {})
         return [folder / name for name in sorted(set(named.values()))]
     return [folder / SINGLE] if (folder / SINGLE).is_file() else []
 
@@ -76,21 +95,19 @@ def free_bytes(device: Any) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def check_room(name: str, needed: dict[str, int], dtype: str, device: Any) -> None:
-    """Refuse a model that is larger than what is free.
-
-    Args:
-        needed: bytes of its weights by dtype; that of `dtype` is asked for, the others are offered.
+def check_room(name: str, folder: Path, needed: int, dtype: str, device: Any) -> None:
+    """Refuse a model of `needed` bytes in `dtype` if less is free.
 
     Raises:
         ModelError: it does not fit.
     """
     free = free_bytes(device)
-    if needed[dtype] <= free:
+    if needed <= free:
         return
-    smaller = [f"--dtype {other} ({size / 1e9:.1f} GB)" for other, size in needed.items() if size <= free]
-    fix = " or ".join([*smaller[:1], "--device-map auto, which keeps on disk what does not fit and is slower"])
+    fix = "--device-map auto, which keeps on disk what does not fit and is slower"
+    half = bytes_of(folder, "bfloat16")
+    if half <= free:
+        fix = f"--dtype bfloat16 ({half / 1e9:.1f} GB) or {fix}"
     raise ModelError(
-        f"{name} takes {needed[dtype] / 1e9:.1f} GB in {dtype}, and {free / 1e9:.1f} GB are free on {device}.",
-        f"Use {fix}.",
+        f"{name} takes {needed / 1e9:.1f} GB in {dtype}, and {free / 1e9:.1f} GB are free on {device}.", f"Use {fix}."
     )
