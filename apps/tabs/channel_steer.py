@@ -28,10 +28,11 @@ def draw(lab: session.Lab) -> None:
         test = columns[2].number_input("To judge on", 2, 200, STARTS.test, key="ch_steer_test")
         samples = columns[3].number_input("Points tried", 2, 4096, STARTS.samples, key="ch_steer_samples")
         wanted = st.form_submit_button("Steer", type="primary", disabled=lab.job is not None)
+    named = str(text).replace(",", " ").split()
     settings = {"length": int(length), "dev": int(dev), "test": int(test), "samples": int(samples)}
     if wanted:
         with errors.shown():
-            parts = [Part.parse(part) for part in str(text).replace(",", " ").split()]
+            parts = [Part.parse(part) for part in named]
             for part in parts:
                 part.check(a.n_layers, a.n_heads, a.head_dim)
             scan = scanned(lab)
@@ -39,7 +40,6 @@ def draw(lab: session.Lab) -> None:
             lab.start(SLOT, "Steering", channel_work.steered(lab.lm, parts, settings, factors, lab.runs_root))
             st.rerun()
     changed = [f"{name}={value}" for name, value in settings.items() if value != getattr(STARTS, name)]
-    named = str(text).replace(",", " ").split()
     panel.command(" ".join(["editlab channels steer", *named, *changed, "--model", lab.lm.name]))
     ran = panel.result(lab, SLOT)
     if ran is not None:

@@ -65,55 +65,35 @@ class Target:
     estimate: Annotated[bool, typer.Option("--estimate", help="Say what it will take, and stop.")] = False
 
 
-def register(app: typer.Typer) -> None:
-    memory = typer.Typer(
-        help="Recognition, recall and retention after a few exposures or edits; trains a private copy.",
-        no_args_is_help=True,
-    )
-    app.add_typer(memory, name="memory")
-    _register_studies(memory)
-    _register_acquire(memory)
-    _register_order(memory)
-    _register_unlearn(memory)
-    _register_survive(memory)
-    _register_calibrate(memory)
-    _register_settings(memory)
+def recognize(
+    out: Output, checkpoint: EditedCheckpoint, texts: Texts, target: Target, overrides: Overrides = None
+) -> None:
+    """Does the model tell what it studied from what it did not? Two-alternative choice, after each exposure."""
+    study(out, checkpoint, "recognize", texts.values(overrides), target)
 
 
-def _register_studies(memory: typer.Typer) -> None:
-    @memory.command()
-    @spread
-    def recognize(
-        out: Output, checkpoint: EditedCheckpoint, texts: Texts, target: Target, overrides: Overrides = None
-    ) -> None:
-        """Does the model tell what it studied from what it did not? Two-alternative choice, after each exposure."""
-        study(out, checkpoint, "recognize", texts.values(overrides), target)
+def recall(
+    out: Output, checkpoint: EditedCheckpoint, texts: Texts, target: Target, overrides: Overrides = None
+) -> None:
+    """Given the first half of a studied text, does the model say the second? Exact, by token, and by ROUGE."""
+    study(out, checkpoint, "recall", {"rouge": True} | texts.values(overrides), target)
 
-    @memory.command()
-    @spread
-    def recall(
-        out: Output, checkpoint: EditedCheckpoint, texts: Texts, target: Target, overrides: Overrides = None
-    ) -> None:
-        """Given the first half of a studied text, does the model say the second? Exact, by token, and by ROUGE."""
-        study(out, checkpoint, "recall", {"rouge": True} | texts.values(overrides), target)
 
-    @memory.command()
-    @spread
-    def retain(
-        out: Output,
-        checkpoint: EditedCheckpoint,
-        texts: Texts,
-        target: Target,
-        overrides: Overrides = None,
-        updates: Updates = None,
-    ) -> None:
-        """How long do recognition and recall last while training goes on with other text?"""
-        from editlab.runs.memory.settings import spread as spread_out
+def retain(
+    out: Output,
+    checkpoint: EditedCheckpoint,
+    texts: Texts,
+    target: Target,
+    overrides: Overrides = None,
+    updates: Updates = None,
+) -> None:
+    """How long do recognition and recall last while training goes on with other text?"""
+    from editlab.runs.memory.settings import spread as spread_out
 
-        values = texts.values(overrides, retain=True)
-        if updates is not None:
-            values["times"] = spread_out(updates)
-        study(out, checkpoint, "retain", values, target)
+    values = texts.values(overrides, retain=True)
+    if updates is not None:
+        values["times"] = spread_out(updates)
+    study(out, checkpoint, "retain", values, target)
 
 
 def study(out: Output, checkpoint: Checkpoint, name: str, values: dict[str, Any], target: Target) -> None:
@@ -153,130 +133,118 @@ def show(out: Output, result: Any, folder: Path) -> None:
     )
 
 
-def _register_acquire(memory: typer.Typer) -> None:
-    @memory.command()
-    @spread
-    def acquire(
-        out: Output,
-        checkpoint: EditedCheckpoint,
-        target: Target,
-        overrides: Overrides = None,
-        file: Annotated[
-            Path | None, typer.Option("--file", help="Passages in the layout 'fictional'; default invented ones.")
-        ] = None,
-        seed: Seed = 0,
-    ) -> None:
-        """What does each injection of a passage teach, how deep, and how fast is it lost?"""
-        study(out, checkpoint, "acquire", _given(overrides, seed, file), target)
+def acquire(
+    out: Output,
+    checkpoint: EditedCheckpoint,
+    target: Target,
+    overrides: Overrides = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", help="Passages in the layout 'fictional'; default invented ones.")
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """What does each injection of a passage teach, how deep, and how fast is it lost?"""
+    study(out, checkpoint, "acquire", _given(overrides, seed, file), target)
 
 
-def _register_order(memory: typer.Typer) -> None:
-    @memory.command()
-    @spread
-    def order(
-        out: Output,
-        checkpoint: EditedCheckpoint,
-        target: Target,
-        overrides: Overrides = None,
-        file: Annotated[
-            Path | None, typer.Option("--file", help="Text that passages are from; default invented events.")
-        ] = None,
-        seed: Seed = 0,
-    ) -> None:
-        """Which of two passages came first? With the text in sight, without it, and after studying it (a control)."""
-        study(out, checkpoint, "order", _given(overrides, seed, file), target)
+def order(
+    out: Output,
+    checkpoint: EditedCheckpoint,
+    target: Target,
+    overrides: Overrides = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", help="Text that passages are from; default invented events.")
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Which of two passages came first? With the text in sight, without it, and after studying it (a control)."""
+    study(out, checkpoint, "order", _given(overrides, seed, file), target)
 
 
-def _register_unlearn(memory: typer.Typer) -> None:
-    @memory.command()
-    @spread
-    def unlearn(
-        out: Output, checkpoint: EditedCheckpoint, target: Target, overrides: Overrides = None, seed: Seed = 0
-    ) -> None:
-        """Study texts, then forget half of them by dampening weights: what goes, what stays, where to stop."""
-        study(out, checkpoint, "unlearn", _given(overrides, seed), target)
+def unlearn(
+    out: Output, checkpoint: EditedCheckpoint, target: Target, overrides: Overrides = None, seed: Seed = 0
+) -> None:
+    """Study texts, then forget half of them by dampening weights: what goes, what stays, where to stop."""
+    study(out, checkpoint, "unlearn", _given(overrides, seed), target)
 
 
-def _register_survive(memory: typer.Typer) -> None:
-    @memory.command()
-    @spread
-    def survive(
-        out: Output,
-        checkpoint: Checkpoint,
-        target: Target,
-        pack: Annotated[
-            Path | None,
-            typer.Argument(help="Run or pack whose edits are followed; without one, engines teach the same facts."),
-        ] = None,
-        setting: Annotated[
-            list[str] | None, typer.Option("--set", metavar="SETTING=VALUE", help="A setting; repeat for several.")
-        ] = None,
-        engine: Annotated[
-            list[str] | None,
-            typer.Option("--engine", help="train, 'train, matched', or a method; repeat. Default: all that can."),
-        ] = None,
-        file: Annotated[Path | None, typer.Option("--file", help="Facts to teach, in any layout.")] = None,
-        updates: Updates = None,
-        seed: Seed = 0,
-    ) -> None:
-        """How long would this edit last under further fine-tuning? And would training have lasted longer?"""
-        from editlab.runs.memory.settings import spread as spread_out
+def survive(
+    out: Output,
+    checkpoint: Checkpoint,
+    target: Target,
+    pack: Annotated[
+        Path | None,
+        typer.Argument(help="Run or pack whose edits are followed; without one, engines teach the same facts."),
+    ] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SETTING=VALUE", help="A setting; repeat for several.")
+    ] = None,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option("--engine", help="train, 'train, matched', or a method; repeat. Default: all that can."),
+    ] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="Facts to teach, in any layout.")] = None,
+    updates: Updates = None,
+    seed: Seed = 0,
+) -> None:
+    """How long would this edit last under further fine-tuning? And would training have lasted longer?"""
+    from editlab.runs.memory.settings import spread as spread_out
 
-        values = _given(setting, seed, file)
-        values |= {"engines": tuple(engine)} if engine else {}
-        values |= {"times": spread_out(updates)} if updates is not None else {}
-        if pack is not None and file is not None:
-            raise ConfigError("A pack brings its own facts.", "Leave --file out.")
-        if pack is not None:
-            values.setdefault("engines", ("loaded edits",))
-        study(out, EditedCheckpoint(**vars(checkpoint), edits=pack), "survive", values, target)
+    values = _given(setting, seed, file)
+    values |= {"engines": tuple(engine)} if engine else {}
+    values |= {"times": spread_out(updates)} if updates is not None else {}
+    if pack is not None and file is not None:
+        raise ConfigError("A pack brings its own facts.", "Leave --file out.")
+    if pack is not None:
+        values.setdefault("engines", ("loaded edits",))
+    study(out, EditedCheckpoint(**vars(checkpoint), edits=pack), "survive", values, target)
 
 
-def _register_calibrate(memory: typer.Typer) -> None:
-    @memory.command()
-    @spread
-    def calibrate(
-        out: Output,
-        checkpoint: EditedCheckpoint,
-        texts: Texts,
-        overrides: Overrides = None,
-        lr: Annotated[
-            list[float] | None, typer.Option("--lr", help="A rate to try; repeat. Default 1e-5 to 1e-3.")
-        ] = None,
-        aim: Annotated[float, typer.Option("--aim", min=0.01, max=1, help="Exact recall that is enough.")] = 0.9,
-    ) -> None:
-        """The smallest learning rate at which texts are recalled, on texts that no study reports."""
-        from editlab.config import build
-        from editlab.runs.memory.calibrate import GRID
-        from editlab.runs.memory.calibrate import calibrate as sweep
-        from editlab.runs.memory.settings import StudySettings
+def calibrate(
+    out: Output,
+    checkpoint: EditedCheckpoint,
+    texts: Texts,
+    overrides: Overrides = None,
+    lr: Annotated[list[float] | None, typer.Option("--lr", help="A rate to try; repeat. Default 1e-5 to 1e-3.")] = None,
+    aim: Annotated[float, typer.Option("--aim", min=0.01, max=1, help="Exact recall that is enough.")] = 0.9,
+) -> None:
+    """The smallest learning rate at which texts are recalled, on texts that no study reports."""
+    from editlab.config import build
+    from editlab.runs.memory.calibrate import GRID
+    from editlab.runs.memory.calibrate import calibrate as sweep
+    from editlab.runs.memory.settings import StudySettings
 
-        settings = build(StudySettings, texts.values(overrides), "memory calibrate")
-        lm = checkpoint.open(out.on_step)
-        found = sweep(lm, settings, tuple(lr) if lr else GRID, aim, out.on_step)
-        points = found.table.to_dict("records")
-        cells = [
-            [f"{r['lr']:g}", f"{r['recognition']:.0%}", f"{r['recall']:.0%}", f"{r['drift']:+.2f}"] for r in points
-        ]
-        out.show(table(["lr", "recognised after one", "recalled at the end", "drift (nats)"], cells))
-        data = {"chosen": found.chosen, "aim": aim, "n": found.items, "points": points}
-        out.result(data, found.headline)
+    settings = build(StudySettings, texts.values(overrides), "memory calibrate")
+    lm = checkpoint.open(out.on_step)
+    found = sweep(lm, settings, tuple(lr) if lr else GRID, aim, out.on_step)
+    points = found.table.to_dict("records")
+    cells = [[f"{r['lr']:g}", f"{r['recognition']:.0%}", f"{r['recall']:.0%}", f"{r['drift']:+.2f}"] for r in points]
+    out.show(table(["lr", "recognised after one", "recalled at the end", "drift (nats)"], cells))
+    data = {"chosen": found.chosen, "aim": aim, "n": found.items, "points": points}
+    out.result(data, found.headline)
 
 
-def _register_settings(memory: typer.Typer) -> None:
-    @memory.command()
-    @spread
-    def settings(
-        out: Output, verb: Annotated[str, typer.Argument(help="recognize, recall, retain, ...")] = "retain"
-    ) -> None:
-        """The settings of a verb, with default, range and meaning."""
-        from editlab.config import settings_of
-        from editlab.errors import UnknownName, did_you_mean
-        from editlab.runs.memory.verbs import VERBS
+def settings(
+    out: Output, verb: Annotated[str, typer.Argument(help="recognize, recall, retain, ...")] = "retain"
+) -> None:
+    """The settings of a verb, with default, range and meaning."""
+    from editlab.config import settings_of
+    from editlab.errors import UnknownName, did_you_mean
+    from editlab.runs.memory.verbs import VERBS
 
-        if verb not in VERBS:
-            raise UnknownName(f"There is no verb '{verb}'.", did_you_mean(verb, list(VERBS)))
-        rows = settings_of(VERBS[verb].settings)
-        cells = [[r["name"], "" if r["default"] is None else r["default"], r["range"], r["description"]] for r in rows]
-        out.show(table(["setting", "default", "range", "meaning"], cells))
-        out.result({"verb": verb, "settings": rows})
+    if verb not in VERBS:
+        raise UnknownName(f"There is no verb '{verb}'.", did_you_mean(verb, list(VERBS)))
+    rows = settings_of(VERBS[verb].settings)
+    cells = [[r["name"], "" if r["default"] is None else r["default"], r["range"], r["description"]] for r in rows]
+    out.show(table(["setting", "default", "range", "meaning"], cells))
+    out.result({"verb": verb, "settings": rows})
+
+
+def register(app: typer.Typer) -> None:
+    memory = typer.Typer(
+        help="Recognition, recall and retention after a few exposures or edits; trains a private copy.",
+        no_args_is_help=True,
+    )
+    app.add_typer(memory, name="memory")
+    for command in (recognize, recall, retain, acquire, order, unlearn, survive, calibrate, settings):
+        memory.command()(spread(command))
