@@ -28,6 +28,7 @@ from streamlit import config
 from streamlit.testing.v1 import AppTest
 
 from editlab import LM, Fact
+from editlab.models.load import find_folder
 from editlab.progress import silent
 
 SCRIPT = Path(editlab_apps.__file__).parent / "streamlit_app.py"
@@ -114,13 +115,13 @@ def sessions() -> tuple[float, int, int]:
 def as_script() -> float:
     """Seconds of a process that loads the model with transformers and continues one prompt."""
     code = (
-        "from transformers import pipeline\n"
-        "from editlab.models.load import find_folder\n"
-        "folder = str(find_folder(os.environ['EDITLAB_MODEL'])[0])\n"
-        "print(pipeline('text-generation', folder)('The capital of France is', max_new_tokens=20, do_sample=False))"
+        "import sys\nfrom transformers import pipeline\n"
+        "say = pipeline('text-generation', sys.argv[1])\n"
+        "print(say('The capital of France is', max_new_tokens=20, do_sample=False))"
     )
+    folder, _ = find_folder(os.environ["EDITLAB_MODEL"])
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", f"import os\n{code}"], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True, capture_output=True)
     return time.perf_counter() - began
 
 

@@ -15,7 +15,6 @@ from common import Row, counted, floor, now, options_of, parse, write
 from editlab import LM
 from editlab.data.corpus import load_corpus
 from editlab.edits.covariance import Moments, StatsSettings, collect, plan
-from editlab.edits.presets import with_preset
 from editlab.hooks.batch import pad_rows
 
 
@@ -36,10 +35,10 @@ def a_layer(lm: LM, layer: int, rows: list[list[int]]) -> Moments:
 def main() -> None:
     parser = options_of(__doc__)
     parser.add_argument("--tokens", type=int, default=15360)
+    parser.add_argument("--layers", type=int, nargs="+", default=[3, 5, 7])
     options = parse(parser)
     lm = LM.from_pretrained(options.model, device=options.device)
-    layers = with_preset(lm.adapter, "memit", {}).get("layers") or [2, 3, 4]
-    layers = [layers[0], layers[0] + 1, layers[0] + 2] if len(layers) < 3 else list(layers)[:3]
+    layers = sorted(options.layers)
     corpus, settings = load_corpus(), StatsSettings(tokens=options.tokens)
     batches = plan(lm, corpus, settings, options.tokens)
     rows = [ids[mask.bool()].tolist() for b in batches for ids, mask in zip(b.ids, b.mask, strict=True)]
@@ -67,7 +66,9 @@ def main() -> None:
         floor=floor(flops, options.device),
         agrees=f"{worst:.0e} of C",
     )
-    write("statistics", {"together_s": fast, "by_layer_s": slow, "speed_up": slow / fast, "difference": worst}, [row])
+    write(
+        "key_statistics", {"together_s": fast, "by_layer_s": slow, "speed_up": slow / fast, "difference": worst}, [row]
+    )
 
 
 if __name__ == "__main__":

@@ -58,8 +58,9 @@ def main() -> None:
         if subprocess.run([sys.executable, str(HERE / f"{name}.py"), *given]).returncode:
             failed.append(name)
     records = {path.stem.removeprefix("bench-"): json.loads(path.read_text()) for path in Path("runs").glob("bench-*")}
-    order = [name.replace("key_", "") for name in SCRIPTS]
-    found = [(records[name], Row(**row)) for name in order if name in records for row in records[name].get("rows", [])]
+    found = [
+        (records[name], Row(**row)) for name in SCRIPTS if name in records for row in records[name].get("rows", [])
+    ]
     if found:
         put(HERE / "README.md", full(found))
         put(ROOT / "README.md", short(found))
