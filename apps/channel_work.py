@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ from editlab.probes.channels.steer import Subspace
 from editlab.probes.channels.tasks import TASKS, prompts_of
 from editlab.probes.channels.verdicts import Verdicts
 from editlab.progress import OnStep, StepInfo
-from editlab.runs import run_folder, write_table
+from editlab.runs import run_folder
+from editlab.runs.channels import write_scan, write_steering, write_verdicts
 
 from .work import Ran
 
@@ -43,11 +43,8 @@ def scanning(lm: LM, settings: Mapping[str, Any], root: Path) -> Callable[[OnSte
     def work(on_step: OnStep) -> Ran:
         config = build(Config, settings, "the scan")
         found = scan(twin, config, on_step)
-        rows = found.to_pandas(limit=None)
-        plots = {f"scan-{mode}": partial(found.plot, mode) for mode in config.modes}
-        folder, said = run_folder("channels", twin.base_hash, root), {"headline": found.headline}
-        write_table(folder, twin, "channels", config.model_dump(mode="json"), rows, said, plots)
-        return Ran(folder, Scanned(found, state))
+        folder = run_folder("channels", twin.base_hash, root)
+        return Ran(write_scan(folder, twin, found, found.to_pandas(limit=None)), Scanned(found, state))
 
     return work
 
@@ -72,9 +69,8 @@ def testing(
         task = asked["task"]
         made = prompts_of(twin, task, asked["prompts"], length=asked["length"], seed=asked["seed"])
         tests: Verdicts = causal.verify(twin, channels, made, found.scan, config, on_step, task=TASKS[task])
-        folder, said = run_folder("channels", twin.base_hash, root), {"headline": tests.headline}
-        write_table(folder, twin, "channels", dict(asked), tests.to_pandas(), said, {"effects": tests.plot})
-        return Ran(folder, tests)
+        given = {name: asked[name] for name in ("task", "prompts", "length")}
+        return Ran(write_verdicts(run_folder("channels", twin.base_hash, root), twin, tests, given), tests)
 
     return work
 
@@ -93,10 +89,8 @@ def steered(
 
     def work(on_step: OnStep) -> Ran:
         found = steering.steering(twin, parts, config, on_step, factors=factors)
-        folder, said = run_folder("channels", twin.base_hash, root), {"headline": found.headline}
-        asked = {**config.model_dump(mode="json"), "parts": [str(part) for part in parts]}
-        write_table(folder, twin, "channels", asked, found.to_pandas(), said, {"places": found.plot})
-        return Ran(folder, found)
+        folder = run_folder("channels", twin.base_hash, root)
+        return Ran(write_steering(folder, twin, found, parts, config), found)
 
     return work
 

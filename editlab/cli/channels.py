@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,7 +42,7 @@ def scan(
     from editlab.probes.channels.parts import Part
     from editlab.probes.channels.scan import LEVELS, Config
     from editlab.probes.channels.scan import scan as scan_model
-    from editlab.runs import run_folder, write_table
+    from editlab.runs.channels import write_scan
 
     config = build(Config, {**parse_overrides(overrides or []), "modes": _modes(mode)}, "the scan")
     if level not in LEVELS:
@@ -52,16 +51,9 @@ def scan(
     lm = checkpoint.open(out.on_step)
     found = scan_model(lm, config, out.on_step)
     rows = found.to_pandas(level, limit=top, **only)  # type: ignore[arg-type]
-    out.show(_table(rows, ["source", "target", "mode", "score", "rank", "z", "p", "q", "rank1_share", "outlier"]))
+    out.show(_table(rows, SCORES))
     every = found.to_pandas(level, limit=None, **only)  # type: ignore[arg-type]
-    settings = config.model_dump(mode="json")
-    folder = run or run_folder("channels", lm.base_hash)
-    plots = {f"scan-{m}": partial(found.plot, m) for m in config.modes}
-    write_table(folder, lm, "channels", settings, every, {"headline": found.headline}, plots)
-    out.result(
-        {"run": str(folder), "headline": found.headline, "rows": records(rows)},
-        f"{found.headline}\n{NOTE}\nRun: {folder}",
-    )
+    _end(out, write_scan(_folder(run, lm), lm, found, every), found, rows, NOTE)
 
 
 def show(
@@ -109,7 +101,7 @@ def test_(
     from editlab.probes.channels.scan import Config
     from editlab.probes.channels.scan import scan as scan_model
     from editlab.probes.channels.tasks import TASKS, prompts_of
-    from editlab.runs import run_folder, write_table
+    from editlab.runs.channels import write_verdicts
 
     if mode not in ("q", "k", "v") or task not in TASKS:
         raise ConfigError(
@@ -133,14 +125,8 @@ def test_(
     )
     columns = ["source", "target", "mode", "status", "edge_base", "edge", "edge_controls95", "node", "n", "why"]
     out.show(_table(shown, columns))
-    given = {**config.model_dump(mode="json"), "task": task, "prompts": prompts, "length": length}
-    folder = run or run_folder("channels", lm.base_hash)
-    headline = {"headline": found.headline}
-    write_table(folder, lm, "channels", given, rows, headline, {"effects": found.plot})
-    out.result(
-        {"run": str(folder), "headline": found.headline, "rows": records(rows)},
-        f"{found.headline}\nRun: {folder}",
-    )
+    given = {"task": task, "prompts": prompts, "length": length}
+    _end(out, write_verdicts(_folder(run, lm), lm, found, given), found, rows)
 
 
 def edit(
@@ -159,10 +145,10 @@ def edit(
     if side not in ("ov", "qk"):
         raise ConfigError(f"There is no side '{side}'.", "Choose ov or qk.")
     lm = checkpoint.open(out.on_step)
-    from editlab.runs import run_folder, write_run
+    from editlab.runs import write_run
 
     entry = lm.ledger.apply(component_edit(lm, wanted, scale, side))  # type: ignore[arg-type]
-    folder = run or run_folder("channels", lm.base_hash)
+    folder = _folder(run, lm)
     headline = entry.edit.summary
     write_run(folder, lm, "channels", {"model": lm.name, **entry.edit.config}, [], extra={"headline": headline})
     norm = entry.to_record()["norm"]
@@ -189,7 +175,7 @@ def steer(
     from editlab.config import build, parse_overrides
     from editlab.probes.channels.parts import Part
     from editlab.probes.channels.steering import Config, steering
-    from editlab.runs import run_folder, write_table
+    from editlab.runs.channels import write_steering
 
     given = [text for text in parts if "=" in text]
     wanted = [Part.parse(text) for text in parts if "=" not in text]
@@ -200,13 +186,7 @@ def steer(
     found = steering(lm, wanted, config, out.on_step)
     rows = found.to_pandas()
     out.show(_table(rows, [str(name) for name in rows]))
-    settings = {**config.model_dump(mode="json"), "parts": [str(part) for part in wanted]}
-    folder = run or run_folder("channels", lm.base_hash)
-    write_table(folder, lm, "channels", settings, rows, {"headline": found.headline}, {"places": found.plot})
-    out.result(
-        {"run": str(folder), "headline": found.headline, "rows": records(rows)},
-        f"{found.headline}\nRun: {folder}",
-    )
+    _end(out, write_steering(_folder(run, lm), lm, found, wanted, config), found, rows)
 
 
 def register(app: typer.Typer) -> None:
@@ -227,6 +207,18 @@ def _modes(mode: str) -> tuple[str, ...]:
     if mode not in ("q", "k", "v"):
         raise ConfigError(f"There is no mode '{mode}'.", "Choose q, k, v or all.")
     return (mode,)
+
+
+def _folder(run: Path | None, lm: LM) -> Path:
+    from editlab.runs import run_folder
+
+    return run or run_folder("channels", lm.base_hash)
+
+
+def _end(out: Output, folder: Path, found: Any, rows: pd.DataFrame, note: str = "") -> None:
+    """Say what came out, and where it is."""
+    said = "\n".join(line for line in (found.headline, note, f"Run: {folder}") if line)
+    out.result({"run": str(folder), "headline": found.headline, "rows": records(rows)}, said)
 
 
 def _show_roles(out: Output, lm: LM, seed: int, top: int) -> None:
