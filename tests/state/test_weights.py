@@ -283,6 +283,35 @@ def test_forks_are_independent() -> None:
     assert twin.base(DOWN) is view.base(DOWN) is dict(base.named_parameters())[DOWN]
 
 
+@pytest.mark.parametrize("make", [gpt2, llama])
+def test_a_model_on_its_own_weights_equals_the_view_and_shares_nothing(make: Callable[[], nn.Module]) -> None:
+    base = make()
+    view = WeightView(base)
+    name = next(n for n in view.names() if "mlp" in n and n.endswith("weight"))
+    view.write(name, noise(view.base(name)))
+    before = state_of(base)
+    twin = view.on_own_weights()
+    assert torch.equal(twin(IDS).logits, view.model(IDS).logits)
+    assert {p.data_ptr() for p in twin.parameters()}.isdisjoint(
+        p.data_ptr() for m in (view.model, base) for p in m.parameters()
+    )
+    assert all(p.requires_grad == q.requires_grad for p, q in zip(twin.parameters(), make().parameters(), strict=True))
+    own = view.model(IDS).logits
+    with torch.no_grad():
+        for p in twin.parameters():
+            p.add_(1.0)
+    assert torch.equal(view.model(IDS).logits, own)
+    assert_untouched(base, before)
+
+
+def test_a_view_tells_how_much_it_holds_itself() -> None:
+    view = WeightView(gpt2())
+    assert "0 of" in repr(view) and "0.0 MiB" in repr(view)
+    view.write(DOWN, noise(view.base(DOWN)))
+    size = view.base(DOWN).numel() * 4 / 2**20
+    assert f"1 of {len(view.names())} edited, {size:.1f} MiB of its own" in repr(view)
+
+
 # --- wrappers -----------------------------------------------------------------------------------------
 
 
