@@ -549,6 +549,15 @@ def test_undoing_one_edit_rebuilds_its_shard(quick: dict[str, Any]) -> None:
     assert not lm.routes.layers
 
 
+def test_whoever_listens_hears_which_weights_a_memory_stands_in_for(quick: dict[str, Any]) -> None:
+    lm = make_lm("llama")
+    heard: list[tuple[str, ...]] = []
+    lm.ledger.view.on_change.append(heard.append)
+    written(lm, quick, FACTS[:1])
+    lm.undo()
+    assert [names for names in heard if names] == [(f"{lm.adapter.layers[1].down}.weight",)] * 2
+
+
 def test_forks_keep_apart(quick: dict[str, Any]) -> None:
     lm = written(make_lm("llama"), quick, FACTS[:1])
     twin = lm.fork()

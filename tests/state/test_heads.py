@@ -99,7 +99,7 @@ def test_pruning_composes_and_is_undone_in_any_order() -> None:
 
 def test_pruning_twice_is_refused_as_it_changes_nothing() -> None:
     lm = make_lm("llama")
-    lm.prune_heads("1.2")
+    assert lm.prune_heads("1.2").edit.summary == "heads 1.2 pruned"
     with pytest.raises(EditFailed, match="changed no weights"):
         lm.prune_heads("1.2")
 
@@ -116,7 +116,9 @@ def test_a_mean_goes_into_the_bias_or_is_refused() -> None:
     for family in ("gpt2", "bloom"):
         lm = make_lm(family)
         before, want = lm.state_hash, under(lm, HeadGains.pruning([(1, 2)], means))
-        lm.prune_heads([(1, 2)], means=means)
+        entry = lm.prune_heads([(1, 2)], means=means)
+        assert entry.edit.summary == "heads 1.2 pruned by their means"
+        assert entry.to_record()["parameters"] == ", ".join(entry.edit.deltas) and len(entry.edit.deltas) == 2
         assert torch.allclose(last(lm), want, atol=1e-4)
         assert not torch.allclose(want, under(lm.pristine(), HeadGains.pruning([(1, 2)])), atol=1e-2)
         lm.undo()

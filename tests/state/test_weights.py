@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from editlab.errors import EditFailed, EditlabError, UnknownName
 from editlab.state.hashes import fingerprint, tensor_sha256
-from editlab.state.sharing import structural_clone
+from editlab.state.sharing import structural_clone, weight_sources
 from editlab.state.weights import WeightView
 
 IDS = torch.tensor([[1, 5, 9, 2, 7]])
@@ -108,6 +108,14 @@ def test_offloaded_weights_stay_shared_are_hashed_and_cannot_be_edited() -> None
     assert view.base_hash == WeightView(plain).base_hash
     with pytest.raises(EditlabError, match="offloaded"):
         view.write(DOWN, torch.zeros(64, 16))
+
+
+def test_a_model_s_content_is_its_parameters_and_the_buffers_that_are_saved() -> None:
+    model = nn.Linear(2, 3)
+    model.register_buffer("kept", torch.ones(2))
+    model.register_buffer("derived", torch.ones(2), persistent=False)
+    model.register_buffer("absent", None)
+    assert set(weight_sources(model)) == {"weight", "bias", "kept"}
 
 
 # --- hashes -------------------------------------------------------------------------------------------
