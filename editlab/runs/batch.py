@@ -17,6 +17,7 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -127,7 +128,7 @@ def run_batch(
         raise ConfigError("There is no fact to edit.", "Give at least one.")
     if lm.ledger.active:
         raise ConfigError("A batch starts from the unedited model.", "Undo the edits, or load the model afresh.")
-    first_new = next((p for p in (folder.parent, folder) if not p.exists()), folder)
+    made = [p for p in (folder, folder.parent) if not p.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     with alone(folder):
         for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
@@ -149,8 +150,19 @@ def run_batch(
         except ConfigError:
             # A setting that only the method could find wrong: there is nothing to go on with.
             if not any(e["event"] in ("committed", "failed") for e in journal.events):
-                shutil.rmtree(first_new)
+                _take_back(journal.path, made)
             raise
+
+
+def _take_back(journal: Path, made: Sequence[Path]) -> None:
+    """Remove what a run has written before its first edit, and no more: others may write beside it by now."""
+    folder = journal.parent
+    shutil.rmtree(folder / EDITS, ignore_errors=True)
+    for path in (journal, folder / "config.yaml", folder / ".lock"):
+        path.unlink(missing_ok=True)
+    with suppress(OSError):  # not empty
+        for path in made:
+            path.rmdir()
 
 
 def _basis(lm: LM, facts: Sequence[Fact], plan: Plan) -> dict[str, str]:
@@ -293,15 +305,18 @@ class _Runner:
         """Measure drift after a chunk unless the journal has it, and end the run where a limit is passed."""
         if (number + 1) % self.plan.stop.every and not is_last:
             return
-        checked = [e for e in self.journal.events if e["event"] == "checked" and e["chunk"] == number]
-        if checked or not self.lm.ledger.active:
+        if not self.lm.ledger.active:
             return
         limits = self.plan.stop.limits
-        found = self.lm.evaluate(self.facts[:1], metrics=tuple(limits), on_step=self.on_step)
-        values = {
-            name: found[name].edited.mean / (found[name].base.mean if name == "perplexity" else 1.0) for name in limits
-        }
-        self.journal.add("checked", chunk=number, values=values)
+        events = self.journal.events
+        values = next((e["values"] for e in events if e["event"] == "checked" and e["chunk"] == number), None)
+        if values is None:
+            found = self.lm.evaluate(self.facts[:1], metrics=tuple(limits), on_step=self.on_step)
+            values = {
+                name: found[name].edited.mean / (found[name].base.mean if name == "perplexity" else 1.0)
+                for name in limits
+            }
+            self.journal.add("checked", chunk=number, values=values)
         passed = [
             f"{name} is {values[name]:.3g}, above {limit:g}" for name, limit in limits.items() if values[name] > limit
         ]

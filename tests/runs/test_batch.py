@@ -214,6 +214,50 @@ def test_a_limit_ends_the_run_and_what_was_kept_is_scored(settings: dict[str, An
     assert [c["chunk"] for c in checks] == [0, 1, 2] and all(c["values"]["control_kl"] > 0 for c in checks)
 
 
+def test_a_run_that_was_killed_before_it_could_say_that_a_limit_was_passed_stops_there(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Plan(mode="sequential", settings=settings, stop={"max_kl": 1e-9})
+    whole, lm = make_lm("llama"), make_lm("llama")
+    expected = run_batch(whole, FACTS, plan, tmp_path / "whole")
+    add = Journal.add
+
+    def killed(self: Journal, event: str, **data: Any) -> None:
+        if event == "stopped":
+            raise Cut
+        add(self, event, **data)
+
+    with monkeypatch.context() as patch, pytest.raises(Cut):
+        patch.setattr(Journal, "add", killed)
+        run_batch(make_lm("llama"), FACTS, plan, tmp_path / "cut")
+    assert run_batch(lm, FACTS, plan, tmp_path / "cut").stopped == expected.stopped
+    assert lm.state_hash == whole.state_hash
+
+
+def test_a_run_that_cannot_begin_takes_back_its_own_files_alone(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit = LM.edit
+
+    def meanwhile(self: LM, *args: Any, **options: Any) -> Any:
+        (tmp_path / "runs" / "other").mkdir()
+        return edit(self, *args, **options)
+
+    plan = Plan(mode="sequential", settings=settings | {"layer": 99})
+    with pytest.raises(ConfigError, match="Choose one from"):
+        run_batch(make_lm("llama"), FACTS, plan, tmp_path / "new" / "run")
+    assert not (tmp_path / "new").exists()
+    monkeypatch.setattr(LM, "edit", meanwhile)
+    with pytest.raises(ConfigError, match="Choose one from"):
+        run_batch(make_lm("llama"), FACTS, plan, tmp_path / "runs" / "mine")
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["other"]
+    (tmp_path / "mine" / ".git").mkdir(parents=True)
+    monkeypatch.setattr(LM, "edit", edit)
+    with pytest.raises(ConfigError, match="Choose one from"):
+        run_batch(make_lm("llama"), FACTS, plan, tmp_path / "mine")
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == [".git"]
+
+
 def test_limits_are_checked_as_often_as_asked(settings: dict[str, Any], tmp_path: Path) -> None:
     plan = Plan(mode="sequential", settings=settings, stop={"max_norm": 1e9, "max_perplexity": 1e9, "every": 2})
     run_batch(make_lm("llama"), FACTS, plan, tmp_path / "run")

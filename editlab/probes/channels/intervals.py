@@ -1,14 +1,18 @@
-"""Intervals and tests where prompts come from few templates: what was drawn together is drawn again together."""
+"""Intervals and tests of prompts that come from few templates.
+
+An interval speaks of other templates too: they are drawn again, and the prompts of each. The test speaks of prompts of
+these templates.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from editlab.evaluation.statistics import LEVEL, RESAMPLES, Estimate
+from editlab.evaluation.statistics import Estimate, estimate_nested
 
 
 def clustered(values: np.ndarray, groups: np.ndarray, *, seed: int = 0) -> Estimate:
-    """The mean with a 95 % interval: groups are resampled, and values within each of them.
+    """The mean with a 95 % interval: groups are resampled, and values within each of them; NaN with one group.
 
     Where every value is a group of its own this is the ordinary bootstrap.
 
@@ -17,19 +21,10 @@ def clustered(values: np.ndarray, groups: np.ndarray, *, seed: int = 0) -> Estim
     """
     values = np.asarray(values, dtype=np.float64)
     names = np.unique(groups)
-    if len(names) < 2 or len(values) < 2:
+    if len(names) < 2:
         mean = float(values.mean()) if len(values) else float("nan")
         return Estimate(mean, float("nan"), float("nan"), len(values))
-    rng = np.random.default_rng(seed)
-    inside = [values[groups == name] for name in names]
-    # One resampled mean and size per group and draw; then groups are drawn.
-    sums = np.stack([part[rng.integers(len(part), size=(RESAMPLES, len(part)))].sum(1) for part in inside], 1)
-    sizes = np.array([len(part) for part in inside])
-    drawn = rng.integers(len(names), size=(RESAMPLES, len(names)))
-    means = np.take_along_axis(sums, drawn, 1).sum(1) / sizes[drawn].sum(1)
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return Estimate(float(values.mean()), float(low), float(high), len(values), "bootstrap over templates and prompts")
+    return estimate_nested([values[groups == name].tolist() for name in names], seed=seed)
 
 
 def sign_flips(values: np.ndarray, *, seed: int = 0, resamples: int = 9999) -> float:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
+from editlab.errors import EditFailed, RequestError
 from editlab.progress import OnStep, StepInfo, silent
 from editlab.runs.journal import Journal
 from editlab.runs.memory.learner import Diverged, Learner
@@ -57,7 +58,8 @@ class Course:
     Attributes:
         name: unique in its run. phases: one after the other. probes: numbers of updates after which `measure` is asked,
             ascending; it gets the learner and that number.
-        begin: gives the model it starts from; default the learner's source.
+        begin: gives the model it starts from; default the learner's source. A course whose model cannot be made is
+            over before its first probe.
         forbidden: rows that must be in no batch (foils, controls, probes).
         spoilt: says why the course must end, from the rows of a probe, or "".
     """
@@ -120,20 +122,32 @@ def _probed(journal: Journal, course: Course) -> list[dict[str, Any]]:
     return [e for e in journal.events if e["event"] == "probed" and e["course"] == course.name]
 
 
-def _is_over(journal: Journal, course: Course) -> bool:
-    spoilt = any(e["event"] == "aborted" and e["course"] == course.name for e in journal.events)
-    return spoilt or {e["update"] for e in _probed(journal, course)} >= set(course.probes)
-
-
 def _run(lm: LM, learner: Learner, course: Course, journal: Journal, on_step: OnStep, before: int, total: int) -> None:
-    if _is_over(journal, course):
+    if any(e["event"] == "aborted" and e["course"] == course.name for e in journal.events):
         return
-    missing = set(course.probes) - {e["update"] for e in _probed(journal, course)}
+    early = _train(lm, learner, course, journal, on_step, before, total)
+    if early:
+        journal.add("aborted", course=course.name, update=early[0], reason=early[1])
+
+
+def _train(
+    lm: LM, learner: Learner, course: Course, journal: Journal, on_step: OnStep, before: int, total: int
+) -> tuple[int, str] | None:
+    """Train on to the last probe that the journal lacks; the update at which the course had to end, and why."""
+    probed = _probed(journal, course)
+    if probed and (reason := course.spoilt(probed[-1]["rows"])):  # killed before it could say so
+        return probed[-1]["update"], reason
+    missing = set(course.probes) - {e["update"] for e in probed}
+    if not missing:
+        return None
     path = journal.path.parent / CHECKPOINT
-    learner.restore(course.begin() if course.begin else lm)
+    try:
+        learner.restore(course.begin() if course.begin else lm)
+    except (EditFailed, RequestError) as error:
+        return 0, str(error)
     start = _checkpointed(path, course)
     if start and start <= min(missing):
-        learner.load(path, course.phases[0].lr)
+        learner.load(path)
     else:
         start = 0
     losses: list[float] = []
@@ -146,17 +160,13 @@ def _run(lm: LM, learner: Learner, course: Course, journal: Journal, on_step: On
             found = course.measure(learner, update)
             loss = sum(losses) / len(losses) if losses else None
             if not all(math.isfinite(v) for row in found for v in row.values() if isinstance(v, float)):
-                reason = "the model gives no finite numbers any more, use a smaller lr"
-                journal.add("aborted", course=course.name, update=update, reason=reason)
-                return
+                return update, "the model gives no finite numbers any more, use a smaller lr"
             journal.add(
                 "probed", course=course.name, update=update, train_loss=loss, rows=found,
                 seconds=time.perf_counter() - began,
             )  # fmt: skip
-            reason = course.spoilt(found)
-            if reason:
-                journal.add("aborted", course=course.name, update=update, reason=reason)
-                return
+            if reason := course.spoilt(found):
+                return update, reason
         if update in course.probes:
             losses = []
             if update < last and time.perf_counter() - saved > CHECKPOINT_EVERY:
@@ -166,9 +176,9 @@ def _run(lm: LM, learner: Learner, course: Course, journal: Journal, on_step: On
             try:
                 losses.append(course.step(learner, update))
             except Diverged as error:
-                journal.add("aborted", course=course.name, update=update, reason=error.what)
-                return
+                return update, error.what
     path.unlink(missing_ok=True)
+    return None
 
 
 def _checkpointed(path: Path, course: Course) -> int:

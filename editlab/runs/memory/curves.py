@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 DRAWS = 1000
 PAIR = ["kind", "seed", "direction", "item"]
-# Of the studied texts alone: column of the rows, and the level that knows nothing.
+# Of the studied texts alone: column of the rows.
 OF_STUDIED = {
     "recall": "exact",
     "recall of tokens": "hits",
@@ -68,7 +68,7 @@ class StudyResult(MemoryResult):
         """One point of the curve, NaN where there is none; by default after the last exposure, of the first kind."""
         c = self.curve
         exposure = self.settings.exposures if exposure is None else exposure
-        kind = c["kind"].iloc[0] if kind is None else kind
+        kind = self.kinds[0] if kind is None else kind
         row = c[(c["measure"] == measure) & (c["exposure"] == exposure) & (c["t"] == t) & (c["kind"] == kind)]
         if row.empty:  # the course was aborted before
             return estimate([])
@@ -140,7 +140,8 @@ class StudyResult(MemoryResult):
             kept, said = self.value("recognition", t=end), self.value("recall", t=end)
             says += f"; after {end} further updates {share_text(kept)} recognised and {share_text(said)} recalled"
         n = self.value("recognition")
-        return f"{says} (n = {n.n} studied texts, {self.rows['seed'].nunique()} seeds)."
+        of = f"of kind '{self.kinds[0]}', " if len(self.kinds) > 1 else ""
+        return f"{says} (n = {n.n} studied texts, {of}{self.rows['seed'].nunique()} seeds)."
 
     def to_pandas(self) -> pd.DataFrame:
         """The curve."""
@@ -236,7 +237,9 @@ def _auc(group: pd.DataFrame) -> Estimate:
         by_seed.append((float(np.mean(points)), np.mean(draws, 0)))
     chosen = rng.integers(0, len(by_seed), (DRAWS, len(by_seed)))
     table = np.stack([draws for _, draws in by_seed])  # (seeds, DRAWS)
-    means = table[chosen, np.arange(DRAWS)[:, None]].mean(1)
+    # A seed that is chosen twice is another draw of its texts each time.
+    inner = np.stack([rng.permutation(DRAWS) for _ in by_seed], axis=1)
+    means = table[chosen, inner].mean(1)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(float(np.mean([p for p, _ in by_seed])), float(low), float(high), len(group), "nested bootstrap")
 

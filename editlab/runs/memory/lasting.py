@@ -60,7 +60,8 @@ class SurviveResult(MemoryResult):
             for name, column in OF_STATE.items():
                 values = group.groupby("seed")[column].first().astype(float)
                 if values.notna().all():
-                    numbers = {"mean": values.mean(), "low": values.min(), "high": values.max(), "n": len(values)}
+                    # So few streams bear no interval.
+                    numbers = {"mean": values.mean(), "low": np.nan, "high": np.nan, "n": len(values)}
                     out.append({**where, "measure": name, **numbers, "before": None})
         return pd.DataFrame(out)
 

@@ -61,7 +61,7 @@ class Learner:
         self.settings = optimiser
         self._scope = scope
         self._adam: torch.optim.AdamW | None = None
-        check_trainable(source)
+        check_trainable(source, scope)
         self._take(source)
 
     def _take(self, source: LM) -> None:
@@ -105,6 +105,12 @@ class Learner:
         """The next step begins with a fresh optimiser."""
         self._adam = None
 
+    def _fresh_adam(self) -> torch.optim.AdamW:
+        s = self.settings  # each step brings its own learning rate
+        return torch.optim.AdamW(
+            self._trained.values(), betas=(s.beta1, s.beta2), eps=s.eps, weight_decay=s.weight_decay, fused=True
+        )
+
     def step(self, rows: Sequence[Ids], lr: float) -> float:
         """One update on the rows' token-mean loss; returns that loss, taken before the update.
 
@@ -112,11 +118,7 @@ class Learner:
             Diverged: the loss is not finite.
         """
         if self._adam is None:
-            s = self.settings
-            self._adam = torch.optim.AdamW(
-                self._trained.values(), lr=lr, betas=(s.beta1, s.beta2), eps=s.eps, weight_decay=s.weight_decay,
-                fused=True,
-            )  # fmt: skip
+            self._adam = self._fresh_adam()
         self._adam.param_groups[0]["lr"] = lr
         loss = self.backward(rows)
         if not math.isfinite(loss):
@@ -156,7 +158,7 @@ class Learner:
                 tensors |= {f"{part}.{name}": value for part, value in state.items()}
         write_tensors(path, tensors, note)
 
-    def load(self, path: Path, lr: float) -> None:
+    def load(self, path: Path) -> None:
         """Go on from a file of `save`."""
         self.forget_moments()
         with safe_open(path, "pt") as f:
@@ -167,11 +169,7 @@ class Learner:
             first = next(iter(self._trained))
             if f"step.{first}" not in names:
                 return
-            s = self.settings
-            self._adam = torch.optim.AdamW(
-                self._trained.values(), lr=lr, betas=(s.beta1, s.beta2), eps=s.eps, weight_decay=s.weight_decay,
-                fused=True,
-            )  # fmt: skip
+            self._adam = self._fresh_adam()
             for name, weight in self._trained.items():
                 self._adam.state[weight] = {p: f.get_tensor(f"{p}.{name}") for p in ("step", "exp_avg", "exp_avg_sq")}
 

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from editlab.config import build
-from editlab.errors import ConfigError, ResumeRefused
+from editlab.errors import ConfigError, EditFailed, ResumeRefused
 from editlab.progress import OnStep, silent
 from editlab.runs.batch import check_basis
 from editlab.runs.folder import check_free, versions, write_config, write_table
@@ -40,7 +40,8 @@ class Verb:
 
     Attributes:
         settings: their class. courses: lays them out. result: makes sense of the rows; it gets them, the settings, the
-            model's name, and the courses that were aborted. probed: about how many texts a probe reads.
+            model's name, and the courses that were aborted. probed: about how many texts a probe reads. whole: a course
+            that did not come to its end says nothing.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Verb:
     courses: Callable[[LM, Any, OnStep], Sequence[Course]]
     result: Callable[[pd.DataFrame, Any, str, tuple[tuple[str, str], ...]], MemoryResult]
     probed: Callable[[Any], int]
+    whole: bool = False
 
 
 def run_memory(
@@ -70,7 +72,7 @@ def run_memory(
     Raises:
         ConfigError: a setting or file is wrong, the model cannot be trained here, or the folder holds something else.
         ResumeRefused: the run rests on something else. RunBusy: another process writes there.
-        ModelTouched: the model is not what it was, to the bit.
+        ModelTouched: the model is not what it was, to the bit. EditFailed: no course gave anything to report.
     """
     if not folder.exists() or not (folder / JOURNAL).exists():
         check_free(folder)
@@ -97,10 +99,17 @@ def run_memory(
         else:
             check_basis(journal, basis, force)
         with untouched(lm) as digest:
-            rows = run_courses(lm, learner, courses, journal, on_step)
-        result = verb.result(pd.DataFrame(rows), settings, lm.name, _aborted(journal))
-        said = {"verb": verb.name, "trained_tokens": tokens, "restored": digest}
-        _write(folder, lm, settings, pd.DataFrame(rows), result, said)
+            found = run_courses(lm, learner, courses, journal, on_step)
+        aborted = _aborted(journal)
+        broken = {name for name, _ in aborted} if verb.whole else set()
+        rows = pd.DataFrame([row for row in found if row["course"] not in broken])
+        if rows.empty:
+            raise EditFailed(
+                f"There is nothing to report: '{aborted[0][0]}' ended early, {aborted[0][1]}",
+                "Use other settings in a new run.",
+            )
+        result = verb.result(rows, settings, lm.name, aborted)
+        _write(folder, lm, settings, rows, result, {"verb": verb.name, "trained_tokens": tokens, "restored": digest})
         journal.add("finished", state=lm.state_hash, restored=digest)
         (folder / CHECKPOINT).unlink(missing_ok=True)
     return result

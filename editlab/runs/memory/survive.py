@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -99,15 +100,13 @@ class Teacher:
 
     Attributes:
         lm: the model as given, with its edits; `plain` without them.
-        failed: engines that could not teach, and why.
     """
 
     lm: LM
     facts: Sequence[Fact]
     settings: SurviveSettings
     on_step: OnStep = silent
-    failed: dict[str, str] = field(default_factory=dict)
-    _edited: dict[str, LM] = field(default_factory=dict)
+    _edited: dict[str, LM | EditFailed | RequestError] = field(default_factory=dict)
     _trained: tuple[str, LM] | None = None  # the latest alone: each holds all weights
 
     def __post_init__(self) -> None:
@@ -124,15 +123,21 @@ class Teacher:
         """The model that an engine taught.
 
         Raises:
-            EditlabError: it could not.
+            EditFailed, RequestError: it could not.
         """
         if engine == LOADED:
             return self.lm
         if engine not in (TRAIN, MATCHED):
             if engine not in self._edited:
                 self.on_step(StepInfo("teaching", len(self._edited), len(self.edits), "methods", engine))
-                self._edited[engine] = self._edit(engine)
-            return self._edited[engine]
+                try:
+                    self._edited[engine] = self._edit(engine)
+                except (EditFailed, RequestError) as error:
+                    self._edited[engine] = error
+            made = self._edited[engine]
+            if isinstance(made, EditlabError):
+                raise made
+            return made
         if self._trained is None or self._trained[0] != engine:
             self._trained = None
             made = self._train() if engine == TRAIN else self._train_to(self._mean_gain())
@@ -160,14 +165,14 @@ class Teacher:
         return learner.lm
 
     def _mean_gain(self) -> float:
+        if not self.edits:
+            raise ConfigError(f"'{MATCHED}' has no edit to match.", "Name a method among the engines.")
         gains = []
         for engine in self.edits:
-            try:
+            with suppress(EditFailed, RequestError):  # its own course says why
                 gains.append(self.gain(self.taught(engine)))
-            except EditlabError as error:
-                self.failed[engine] = str(error)
         if not gains:
-            raise ConfigError(f"'{MATCHED}' has no edit to match.", "Name a method among the engines.")
+            raise EditFailed(f"No edit succeeded that '{MATCHED}' could match.", "See why the engines could not teach.")
         return sum(gains) / len(gains)
 
     def gain(self, lm: LM) -> float:
@@ -215,10 +220,10 @@ def _sentence(lm: LM, fact: Fact) -> Ids:
 
 
 def survive_courses(lm: LM, settings: SurviveSettings, on_step: OnStep = silent) -> list[Course]:
-    """A course for every engine that could teach, and every stream of filler.
+    """A course for every engine and every stream of filler; the course of an engine that cannot teach ends at once.
 
     Raises:
-        ConfigError: no engine could teach, or there is no fact.
+        ConfigError: there is no fact. UnknownName: no such engine.
     """
     if lm.ledger.active:
         settings = settings.model_copy(

@@ -18,8 +18,12 @@ VERBS: dict[str, Verb] = {
     name: Verb(name, StudySettings, study_courses, StudyResult, lambda s: 2 * s.items)
     for name in ("recognize", "recall", "retain")
 } | {
-    "acquire": Verb("acquire", AcquireSettings, acquire_courses, AcquireResult, lambda s: 15 * (3 * s.passages + 1)),
-    "unlearn": Verb("unlearn", UnlearnSettings, unlearn_courses, UnlearnResult, lambda s: 2 * s.items * len(s.alphas)),
+    "acquire": Verb(
+        "acquire", AcquireSettings, acquire_courses, AcquireResult, lambda s: 15 * (3 * s.passages + 1), whole=True
+    ),
+    "unlearn": Verb(
+        "unlearn", UnlearnSettings, unlearn_courses, UnlearnResult, lambda s: 2 * s.items * len(s.alphas), whole=True
+    ),
     "order": Verb("order", OrderSettings, order_courses, OrderResult, lambda s: 24 * s.items),
     "survive": Verb("survive", SurviveSettings, survive_courses, SurviveResult, lambda s: 8 * s.items),
 }

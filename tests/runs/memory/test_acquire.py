@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tiny_lm import make_lm
 
 from editlab.data.stimuli import invented_passages
-from editlab.errors import ConfigError
+from editlab.errors import ConfigError, EditFailed
 from editlab.probes.memory.acquisition import DEPTHS, acquired
 from editlab.runs.memory.acquire import AcquireSettings, _asked, acquire_courses, passages_for
+from editlab.runs.memory.learner import Diverged, Learner
 from editlab.runs.memory.run import run_memory
 from editlab.runs.memory.study import ids_of
 from editlab.runs.memory.verbs import VERBS
@@ -96,6 +98,23 @@ def test_a_learner_acquires_and_controls_do_not(tmp_path: Path) -> None:
     assert curve["duplication", "memorisation", end] > curve["never", "memorisation", end] + 0.1
     assert set(result.summary["depth"]) == set(DEPTHS)
     assert "injection" in result.headline and len(result.figures()) == 2
+
+
+def test_a_seed_that_diverges_is_left_out_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, step, steps = make_lm("llama"), Learner.step, iter(range(10**6))
+
+    def diverging(self: Learner, *args: Any) -> float:
+        if next(steps) == 4:
+            raise Diverged("The training loss is nan.")
+        return step(self, *args)
+
+    monkeypatch.setattr(Learner, "step", diverging)
+    result = run_memory(lm, VERBS["acquire"], SMALL.model_copy(update={"seeds": 2}), tmp_path / "run")
+    assert set(result.rows["seed"]) == {1} and "loss is nan" in result.remarks()[0]
+    assert np.isfinite(result.summary["effectivity"]).all() and result.figures()
+    monkeypatch.setattr(Learner, "step", lambda *args: (_ for _ in ()).throw(Diverged("The training loss is nan.")))
+    with pytest.raises(EditFailed, match="'seed 0' ended early"):
+        run_memory(lm, VERBS["acquire"], SMALL, tmp_path / "none")
 
 
 # A record of the published layout, in our words: a list of these is the file. No id and no paraphrases.

@@ -26,7 +26,7 @@ from editlab.runs.memory.calibrate import calibrate
 from editlab.runs.memory.course import Course, Phase, run_courses
 from editlab.runs.memory.curves import StudyResult
 from editlab.runs.memory.estimate import cost
-from editlab.runs.memory.learner import Diverged, Learner
+from editlab.runs.memory.learner import Diverged, Learner, memory_needed
 from editlab.runs.memory.run import read_planned, run_memory
 from editlab.runs.memory.settings import StudySettings, preset, spread
 from editlab.runs.memory.study import Items, study_course, study_courses
@@ -119,6 +119,14 @@ def test_half_precision_and_too_little_memory_are_refused(lm: LM, monkeypatch: p
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("M", (), {"available": 10})())
     with pytest.raises(ConfigError, match="GB are free"):
         Learner(lm)
+
+
+def test_where_all_weights_are_too_many_the_mlps_may_be_few_enough(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    between = (memory_needed(lm, "mlp") + memory_needed(lm, "all")) // 2
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("M", (), {"available": between})())
+    with pytest.raises(ConfigError, match="scope=mlp"):
+        Learner(lm)
+    Learner(lm, scope="mlp")
 
 
 # -- a study ---------------------------------------------------------------------------------------------
@@ -239,7 +247,7 @@ def test_weights_after_a_checkpoint_are_those_of_an_unbroken_run(lm: LM, tmp_pat
         learner.step(batch, 1e-2)
     learner.save(tmp_path / "c.safetensors", {"course": "x", "update": "2"})
     fresh = Learner(lm)
-    fresh.load(tmp_path / "c.safetensors", 1e-2)
+    fresh.load(tmp_path / "c.safetensors")
     for batch in rows[2:]:
         fresh.step(batch, 1e-2)
     assert all(torch.equal(w, whole[n]) for n, w in fresh.weights.items())
@@ -287,6 +295,25 @@ def test_a_probe_without_finite_numbers_ends_its_course(lm: LM, tmp_path: Path) 
     assert [(r["course"], r["update"]) for r in rows] == [("a", 0), ("b", 0)]
     ended = [e for e in Journal(tmp_path).events if e["event"] == "aborted"]
     assert [e["course"] for e in ended] == ["a", "b"] and "no finite numbers" in ended[0]["reason"]
+
+
+def test_a_spoilt_course_ends_there_even_if_it_was_killed_before_it_could_say_so(lm: LM, tmp_path: Path) -> None:
+    def measure(learner: Learner, update: int) -> list[dict]:
+        return [{"loss": float(update)}]
+
+    def spoilt(rows: list[dict]) -> str:
+        return "others cost too much" if rows[0]["loss"] else ""
+
+    course = Course("a", (Phase((((5, 6),), ((6, 7),)), 1e-3),), (0, 1, 2), measure, spoilt=spoilt)
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+        run_courses(lm, Learner(lm), [course], Journal(tmp_path / name))
+    path = tmp_path / "cut" / "journal.jsonl"
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if "aborted" not in line))
+    rows = run_courses(lm, Learner(lm), [course], Journal(tmp_path / "cut"))
+    assert [r["update"] for r in rows] == [0, 1]
+    ends = [Journal(tmp_path / name).events[-1] for name in ("whole", "cut")]
+    assert ends[0] == ends[1] and ends[1]["reason"] == "others cost too much"
 
 
 def test_the_optimiser_is_reset_or_carried(lm: LM, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from cli_fixtures import ROWS, WORDS, Cli
 from tiny_lm import make_lm
 
 from editlab.data.formats import read_fact
-from editlab.errors import ConfigError
+from editlab.errors import ConfigError, EditFailed
 from editlab.lm import LM
 from editlab.probes.memory.taught import others_of, read_facts
 from editlab.runs.journal import Journal
@@ -150,6 +150,21 @@ def test_engines_are_checked(lm: LM, settings: SurviveSettings) -> None:
         survive_courses(lm, settings.model_copy(update={"engines": ("loaded edits",)}))
     with pytest.raises(ConfigError, match="no edit to match"):
         Teacher(lm, FACTS, settings.model_copy(update={"engines": (MATCHED,)})).taught(MATCHED)
+
+
+def test_an_engine_that_cannot_teach_ends_alone_and_says_why(
+    lm: LM, settings: SurviveSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise EditFailed("It cannot be done.", "Try another.")
+
+    monkeypatch.setattr(LM, "edit", refuse)
+    found = run_memory(lm, VERBS["survive"], settings.model_copy(update={"engines": (TRAIN, "ft")}), tmp_path / "a")
+    assert found.engines == [TRAIN] and len(found.aborted) == settings.seeds
+    assert any("ft" in remark and "It cannot be done." in remark for remark in found.remarks())
+    found.table(), found.headline, found.figures()
+    with pytest.raises(EditFailed, match="nothing to report"):
+        run_memory(lm, VERBS["survive"], settings.model_copy(update={"engines": (MATCHED, "ft")}), tmp_path / "b")
 
 
 def test_the_command_asks_how_long_an_edit_lasts(
