@@ -109,7 +109,8 @@ def _effect(lab: session.Lab, ran: work.Ran) -> None:
     columns[0].metric(
         f"From {to}, K={found.best.k}", f"{getattr(best, to).mean:.0%}", f"{rise.mean:+.0%}", delta_color="off"
     )
-    columns[1].metric("Random heads", f"{base.mean + found.controls[0].mean:.0%}", f"{found.controls[0].mean:+.0%}")
+    if found.random:
+        columns[1].metric("Random heads", f"{base.mean + found.random.mean:.0%}", f"{found.random.mean:+.0%}")
     costs = found.costs[found.best.k]
     columns[2].metric("Closed-book recall kept", f"{costs['recall']:.0%}")
     columns[3].metric("Perplexity", f"x {costs['perplexity']:.3f}")

@@ -127,7 +127,7 @@ def prune(
     from editlab.config import build, parse_overrides
     from editlab.hooks.heads import head_name, read_heads
     from editlab.probes.conflicts.heads import map_heads
-    from editlab.probes.conflicts.prune import PruneSettings
+    from editlab.probes.conflicts.prune import PruneSettings, means_of
     from editlab.probes.conflicts.prune import prune as choose
     from editlab.probes.conflicts.transfer import transfer_of
 
@@ -166,7 +166,7 @@ def prune(
         chosen = by_hand or (found.best.heads if keep == "best" else found.safe.heads if found.safe else ())
         if not chosen:
             raise ConfigError("No K is safe, so there is nothing safe to keep.", "Use --keep best, or name heads.")
-        entry = work.lm.prune_heads(chosen)
+        entry = work.lm.prune_heads(chosen, means=means_of(work.lm, items, chosen, settings))
         extra |= {"kept": entry.id, "kept_heads": [head_name(h) for h in chosen]}
         headline += f" Kept as {entry.id}: {entry.edit.summary}."
     work.end(headline, found.to_pandas(), {"pruning": found, "heads": scores}, extra, pack=bool(keep))

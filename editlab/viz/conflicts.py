@@ -139,8 +139,8 @@ def pruning_curve(found: Pruning) -> go.Figure:
     )
     to = found.settings.direction
     base = getattr(found.base, to).mean
-    if found.controls and found.controls[0].rises:
-        rises = sorted(found.controls[0].rises)
+    if found.random:
+        rises = sorted(found.random.rises)
         figure.add_hrect(
             y0=base + rises[0],
             y1=base + rises[-1],

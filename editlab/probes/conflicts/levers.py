@@ -26,7 +26,7 @@ from editlab.probes.conflicts.contrast import adacad, cad
 from editlab.probes.conflicts.heads import Direction, HeadMap
 from editlab.probes.conflicts.items import Item, Items
 from editlab.probes.conflicts.juice import ENLARGE, SUPPRESS, DualRun, select
-from editlab.probes.conflicts.prune import PruneSettings, prune
+from editlab.probes.conflicts.prune import PruneSettings, means_of, prune
 from editlab.probes.conflicts.prune_results import Pruning
 from editlab.probes.conflicts.rates import Rates, by_subject, moved, rates
 from editlab.probes.conflicts.readout import Answers, Prompts, judged
@@ -168,7 +168,7 @@ def compare(
     pruning = prune(lm, items, heads, settings, on_step=on_step)
     chosen = {"PH3-style": pruning.best} | ({"PH3-style, safe": pruning.safe} if pruning.safe else {})
     for name, row in chosen.items():
-        gains = HeadGains.pruning(row.heads)
+        gains = HeadGains.pruning(row.heads, means_of(lm, items, row.heads, pruning.settings))
         both = [_pruned(lm, test.items, gains, same) for same in (False, True)]
         add(name, f"K = {row.k}: {' '.join(head_name(h) for h in row.heads)}", both[0], both[1])
     if juice:

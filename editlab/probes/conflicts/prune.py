@@ -78,7 +78,7 @@ def prune(
         raise ConfigError(
             f"{len(ranked)} heads point away from {to}, fewer than any K of {list(settings.grid)}.", "Use a smaller K."
         )
-    means = _means(lm, items.split("discovery").items, ranked[: grid[-1]]) if settings.ablation == "mean" else None
+    means = means_of(lm, items, ranked[: grid[-1]], settings)
     lowest = min(layer for layer, _ in ranked[: grid[-1]])
     validation, prose = Bench(lm, items.split("validation"), lowest), Prose(lm, lowest)
     rows = []
@@ -131,6 +131,7 @@ def _test(
     test = items.split("test")
     sets = control_sets(lm, items, heads, best.heads, settings)
     others = [head for group in sets.values() for chosen in group for head in chosen]
+    for_controls = means_of(lm, items, others, settings)
     bench = Bench(lm, test, min(layer for layer, _ in (*best.heads, *others)))
     tested, change, costs = [], {}, {}
     for row in {row.k: row for row in (best, *([safe] if safe else []))}.values():
@@ -151,12 +152,17 @@ def _test(
         tuple(tested),
         change,
         costs,
-        measure(bench, sets, settings, on_step),
+        measure(bench, sets, for_controls, settings, on_step),
         len(test),
         items.relation,
         items.settings.format,
         lm.name,
     )
+
+
+def means_of(lm: LM, items: Items, heads: Sequence[Head], settings: PruneSettings) -> dict[Head, Tensor] | None:
+    """What stands in for pruned heads: (e,) means of their outputs on discovery subjects; None where zero does."""
+    return _means(lm, items.split("discovery").items, heads) if settings.ablation == "mean" and heads else None
 
 
 def _means(lm: LM, items: Sequence[Item], heads: Sequence[Head]) -> dict[Head, Tensor]:

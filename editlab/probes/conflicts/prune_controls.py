@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from editlab.hooks.batch import pad_rows
 from editlab.hooks.heads import Head, HeadGains
 from editlab.probes.conflicts.heads import HeadMap
 from editlab.probes.conflicts.items import Item, Items
 from editlab.probes.conflicts.prune_costs import Bench, share
-from editlab.probes.conflicts.prune_results import Control
+from editlab.probes.conflicts.prune_results import RANDOM, Control
 from editlab.progress import OnStep, StepInfo
 
 if TYPE_CHECKING:
@@ -28,16 +29,24 @@ def control_sets(
     """As many heads as `best` has, by what they were taken for: chance, the wrong sign, attention to the answer."""
     looking = attention_ranked(lm, items.split("discovery").items)[: len(best)] if settings.controls else []
     return {
-        "random heads of the same layers": random_sets(best, heads.mean.shape[1], settings.controls, settings.seed),
+        RANDOM: random_sets(best, heads.mean.shape[1], settings.controls, settings.seed),
         "heads of the wrong sign": [heads.ranked(settings.direction)[: len(best)]],
         "by attention": [looking],
     }
 
 
 def measure(
-    bench: Bench, sets: Mapping[str, Sequence[Sequence[Head]]], settings: PruneSettings, on_step: OnStep
+    bench: Bench,
+    sets: Mapping[str, Sequence[Sequence[Head]]],
+    means: dict[Head, Tensor] | None,
+    settings: PruneSettings,
+    on_step: OnStep,
 ) -> tuple[Control, ...]:
-    """By how much each set lets the target's share rise; kinds without a head are left out."""
+    """By how much each set lets the target's share rise; kinds without a head are left out.
+
+    Args:
+        means: what stands in for each head, as for those that are judged.
+    """
     base = share(bench.base, settings.direction)
     total, done = sum(len(group) for group in sets.values()), 0
     found = []
@@ -47,7 +56,7 @@ def measure(
             on_step(StepInfo("controls on test subjects", done, total, "head sets", name))
             done += 1
             if chosen:
-                rises.append(share(bench.answers(HeadGains.pruning(chosen)), settings.direction) - base)
+                rises.append(share(bench.answers(HeadGains.pruning(chosen, means)), settings.direction) - base)
         if rises:
             found.append(Control(name, tuple(rises)))
     on_step(StepInfo("controls on test subjects", total, total, "head sets"))

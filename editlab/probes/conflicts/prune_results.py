@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from editlab.probes.conflicts.prune import PruneSettings
 
 
+RANDOM = "random heads of the same layers"
+
+
 @dataclass(frozen=True)
 class KRow:
     """One K on validation subjects.
@@ -87,6 +90,11 @@ class Pruning(Saved):
     model: str
 
     @property
+    def random(self) -> Control | None:
+        """What random heads of the same layers do; None if none were tried."""
+        return next((control for control in self.controls if control.name == RANDOM), None)
+
+    @property
     def headline(self) -> str:
         """One sentence with the numbers that matter."""
         to = self.settings.direction
@@ -99,10 +107,10 @@ class Pruning(Saved):
             else f"K={self.safe.k} is the best that keeps recall and perplexity"
             f" ({self.change[self.safe.k].difference.mean:+.0%})"
         )
-        chance = self.controls[0].mean if self.controls else float("nan")
+        chance = f"{self.random.mean:+.0%}" if self.random else "not tried"
         return (
             f"Pruning {self.best.k} heads towards the {to}: {before.mean:.0%} -> {after.mean:.0%} of test answers "
-            f"({found.mean:+.0%}, 95 % {found.low:+.0%} to {found.high:+.0%}; random heads {chance:+.0%}; "
+            f"({found.mean:+.0%}, 95 % {found.low:+.0%} to {found.high:+.0%}; random heads {chance}; "
             f"{self.base.memory.n} subjects); {safe}."
         )
 

@@ -20,7 +20,7 @@ from editlab.probes.conflicts.behaviour import probe
 from editlab.probes.conflicts.flow import flow
 from editlab.probes.conflicts.heads import HeadMap, HeadSettings, map_heads
 from editlab.probes.conflicts.items import Items, ItemSettings
-from editlab.probes.conflicts.prune import PruneSettings, prune
+from editlab.probes.conflicts.prune import PruneSettings, means_of, prune
 from editlab.probes.conflicts.prune_controls import random_sets
 from editlab.probes.conflicts.prune_costs import Prose
 from editlab.probes.conflicts.prune_results import Pruning
@@ -151,6 +151,25 @@ def test_a_safe_k_keeps_recall_and_is_chosen_among_those_only(world: LM, items: 
 def test_means_in_place_of_heads(world: LM, items: Items, pruned: Pruning, heads: HeadMap) -> None:
     found = prune(world, items, heads, PruneSettings(ablation="mean", controls=0, grid=(4,)))
     assert found.best.heads == pruned.rows[1].heads and found.best.log_p != pruned.rows[1].log_p
+    assert found.random is None and "random heads not tried" in found.headline
+    assert not any("random" in str(shape.text) for shape in found.plot().layout.annotations)
+
+
+def test_controls_are_replaced_by_what_the_chosen_heads_are_replaced_by(
+    world: LM, items: Items, heads: HeadMap
+) -> None:
+    settings = PruneSettings(ablation="mean", controls=2, grid=(4,))
+    found = prune(world, items, heads, settings)
+    (wrong,) = next(c for c in found.controls if "wrong sign" in c.name).rises
+    chosen, test = heads.ranked("context")[:4], items.split("test")
+    prompts = Prompts(world, [i.ids for i in test.items])
+
+    def share(gains: HeadGains) -> float:
+        return rates("", judged(prompts.every(gains), test)).context.mean - found.base.context.mean
+
+    by_mean = HeadGains.pruning(chosen, means_of(world, items, chosen, settings))
+    assert wrong == pytest.approx(share(by_mean))
+    assert not np.allclose(prompts.every(by_mean), prompts.every(HeadGains.pruning(chosen)), atol=1e-3)
 
 
 def test_random_sets_have_as_many_heads_in_every_layer() -> None:
