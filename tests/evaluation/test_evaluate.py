@@ -19,9 +19,10 @@ from editlab.errors import ConfigError, UnknownName
 from editlab.evaluation import metrics
 from editlab.evaluation.compare import compare
 from editlab.evaluation.results import Evaluation
-from editlab.evaluation.scorer import force
+from editlab.evaluation.scorer import force, score_facts
 from editlab.evaluation.sequence import retention, steps
 from editlab.evaluation.suite import Suite
+from editlab.facts import Question
 from editlab.state.edit import Delta, Edit
 
 FACTS = [
@@ -149,6 +150,10 @@ def test_the_matrix_follows_the_sequence(lm: LM) -> None:
     last = matrix[matrix.edits == 3].set_index("fact").nll_new
     first = matrix[matrix.edits == 0].set_index("fact").nll_new
     prompts = found.prompts.set_index("fact")
+    assert matrix[matrix.edits == 3].set_index("fact").nll_true.to_dict() == pytest.approx(
+        prompts.edited_nll_true.to_dict()
+    )
+    assert (matrix.success == (matrix.nll_new < matrix.nll_true)).all() and matrix.success.nunique() == 2
     assert last.to_dict() == pytest.approx(prompts.edited_nll_new.to_dict())
     assert first.to_dict() == pytest.approx(prompts.base_nll_new.to_dict())
     # In between: exactly the first two edits.
@@ -161,6 +166,17 @@ def test_the_matrix_follows_the_sequence(lm: LM) -> None:
     table = retention(matrix)
     assert list(table.columns[0].cells) == ["0", "1", "2", "3"]
     assert list(table.columns[1].cells) == ["0", "1", "2", "2"]
+
+
+def test_a_fact_without_its_old_answer_neither_succeeds_nor_fails_along_a_sequence(lm: LM) -> None:
+    matrix = lm.evaluate([FACTS[0].model_copy(update={"target_true": None})], metrics="rewrite_acc", along=True, **FEW)
+    assert matrix.matrix is not None
+    assert matrix.matrix.nll_true.isna().all() and matrix.matrix.success.isna().all()
+
+
+def test_a_report_shows_rewrite_paraphrases_neighbours_and_locality(lm: LM) -> None:
+    fact = FACTS[0].model_copy(update={"locality": (Question(prompt="One and one is", answers=("two",)),)})
+    assert [s.asked.kind for s in score_facts(lm, [fact])[0]] == ["rewrite", "paraphrase", "neighbour", "locality"]
 
 
 def test_marks_along_a_sequence() -> None:

@@ -225,12 +225,14 @@ def test_a_tied_parameter_has_one_name_and_changes_in_both_places() -> None:
 def test_writes_that_make_no_sense_are_refused_in_words_and_change_nothing() -> None:
     base = gpt2(torch.float16)
     base.transformer.register_parameter("packed", nn.Parameter(torch.zeros(2, dtype=torch.uint8), requires_grad=False))
+    base.transformer.register_parameter("wide", nn.Parameter(torch.zeros(2, dtype=torch.int64), requires_grad=False))
     view = WeightView(base)
     bad = {
         "shape": (DOWN, torch.zeros(16, 64), EditlabError),
         "not finite": (DOWN, torch.full((64, 16), float("nan")), EditFailed),
         "too large": (DOWN, torch.full((64, 16), 1e6), EditFailed),
         "quantised": ("transformer.packed", torch.zeros(2), EditlabError),
+        "stored as torch.int64": ("transformer.wide", torch.zeros(2), EditlabError),
         "Did you mean 'transformer.h.0.mlp.c_proj": ("transformer.h.0.mlp.c_prj.weight", None, UnknownName),
     }
     for words, (name, value, kind) in bad.items():
