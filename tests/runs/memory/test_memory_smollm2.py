@@ -14,13 +14,13 @@ from editlab.runs.memory.verbs import VERBS
 pytestmark = pytest.mark.model
 
 
-def test_the_quick_preset_on_fewer_texts(tmp_path: Path) -> None:
-    """Half the texts of "quick", two seeds: recall went from 0.88 to 0.44, recognition stayed 1."""
+def test_the_quick_preset_recognises_recalls_and_forgets_in_order(tmp_path: Path) -> None:
+    """Two seeds of "quick". Seeds 0 and 1 gave recall 0.81 and 0.94, after 20 updates 0.13 and 0.31 of 1.00 recognised."""
     lm = LM.from_pretrained()
-    small = {"items": 8, "batch": 2, "seeds": 2, "times": (20,)}
-    result = run_memory(lm, VERBS["retain"], StudySettings(**preset("quick", retain=True) | small), tmp_path / "run")
+    settings = StudySettings(**preset("quick", retain=True) | {"seeds": 2, "times": (20,)})
+    result = run_memory(lm, VERBS["retain"], settings, tmp_path / "run")
     assert result.value("AUC", exposure=1).mean >= 0.85
-    assert result.value("recall", exposure=0).mean == 0 and result.value("recall").mean >= 0.5
-    assert result.value("recall", t=20).mean <= result.value("recall").mean - 0.25
-    assert result.value("recognition", t=20).mean >= 0.85
+    assert result.value("recall", exposure=0).mean == 0 and result.value("recall").mean >= 0.8
+    assert result.value("recall", t=20).mean < result.value("recall").mean - 0.25
+    assert result.value("recognition", t=20).mean >= 0.9
     assert lm.state_hash == lm.base_hash
