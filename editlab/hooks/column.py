@@ -27,6 +27,7 @@ from editlab.errors import AdapterError
 from editlab.hooks.adapter import ModelAdapter, weight_ref
 from editlab.hooks.batch import Batch
 from editlab.hooks.cone import entering_at, restorer, rows_of, until
+from editlab.hooks.kv_cache import as_argument
 from editlab.hooks.placement import stored_bias, stored_weight
 from editlab.hooks.routing import decisions_of
 from editlab.hooks.session import Session
@@ -64,7 +65,7 @@ class Column:
         entry = self.resid[rows, layer] if resid is None else resid
         kwargs: dict[str, Any] = {"use_cache": False}
         if self.past is not None:
-            kwargs = {"use_cache": True, "past_key_values": self._blank(rows)}
+            kwargs = {"use_cache": True} | as_argument(self.model, self._blank(rows))
         seen = 0 if self.past is None else self.past.get_seq_length()
         ids = torch.zeros(len(rows), 1, dtype=torch.long, device=entry.device)
         kwargs["attention_mask"] = torch.ones(len(rows), seen + 1, dtype=torch.long, device=entry.device)

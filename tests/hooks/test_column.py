@@ -101,6 +101,41 @@ def test_an_unchanged_column_gives_the_model_s_logits_from_every_layer() -> None
             assert torch.allclose(got, want, atol=1e-4)
 
 
+class Turner:
+    """A side memory that rolls the output's features in rows whose prompt's inputs have a mean above a limit."""
+
+    limit = -torch.inf
+
+    def look(self, x: torch.Tensor, y: torch.Tensor, *, exact: bool = True) -> tuple[torch.Tensor, ...]:
+        return (x.mean(-1),)
+
+    def decide(self, prompt: torch.Tensor, parts: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        scores = (parts[0] * prompt).sum(1) / prompt.sum(1)
+        return torch.where(scores > self.limit, 0, -1), scores[:, None]
+
+    def change(self, x: torch.Tensor, y: torch.Tensor, chosen: torch.Tensor, ends: torch.Tensor | None) -> torch.Tensor:
+        return torch.where((chosen == 0)[:, None, None], y.roll(1, -1), y)
+
+
+@pytest.mark.filterwarnings("error:`past_key_values`:FutureWarning")
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gptj"])
+def test_a_column_keeps_what_a_side_memory_decided_for_its_row(family: str) -> None:
+    lm = make_lm(family)
+    plain = lm.forward(CLEAN, CLEAN.last)
+    turner, path = Turner(), lm.adapter.layers[1].down
+    lm.routes.set({path: turner}, "test")
+    lm.forward(CLEAN)
+    turner.limit = float(lm.routes.last[path].scores.mean())
+    want = lm.forward(CLEAN, CLEAN.last)
+    is_turned = [not torch.allclose(a, b, atol=1e-3) for a, b in zip(plain, want, strict=True)]
+    assert sorted(is_turned) == [False, True]
+    found, rows = column_of(lm, CLEAN), torch.tensor([1, 1, 0])
+    with torch.no_grad():
+        final = found.run(0, rows, lambda n: found.attention[rows, n])
+        got = found.logits(final, torch.arange(want.shape[1]).expand(3, -1))
+    assert torch.allclose(got, want[rows], atol=1e-4)
+
+
 def test_nothing_is_left_behind_also_after_an_error() -> None:
     lm = make_lm("llama")
     before = lm.forward(CLEAN)

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor
 
+from editlab.hooks.kv_cache import as_argument
+
 if TYPE_CHECKING:
     from editlab.lm import LM
 
@@ -59,9 +61,11 @@ class Contrast(LogitsProcessor):
             new = input_ids[:, -self.seen :]
             ids, mask = new[:, -1:], torch.cat([mask, torch.ones_like(new)], 1)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        extra = {"position_ids": positions} if self.lm.adapter.takes_position_ids else {}
+        extra = as_argument(self.lm.model, self.cache)
+        if self.lm.adapter.takes_position_ids:
+            extra["position_ids"] = positions
         with torch.no_grad():
-            out = self.lm.model(ids, attention_mask=mask, past_key_values=self.cache, use_cache=True, **extra)
+            out = self.lm.model(ids, attention_mask=mask, use_cache=True, **extra)
         self.seen += 1
         closed = out.logits[:, -1].to(scores)
         return adacad(scores, closed, self.sign) if self.a is None else cad(scores, closed, self.a)

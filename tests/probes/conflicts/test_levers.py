@@ -58,6 +58,7 @@ def test_contrasts_at_their_ends() -> None:
     assert torch.allclose(adacad(context, closed), cad(context, closed, a)) and (a > 0).all()
 
 
+@pytest.mark.filterwarnings("error:`past_key_values`:FutureWarning")
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bloom"])
 def test_contrasted_generation_is_step_by_step_contrast(family: str) -> None:
     lm = make_lm(family)
