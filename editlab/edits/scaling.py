@@ -35,14 +35,12 @@ class Shape:
     @classmethod
     def of(cls, lm: LM) -> Shape:
         """That of a loaded model."""
-        a, config = lm.adapter, lm.model.config
+        a, vocab = lm.adapter, lm.model.config.vocab_size
         inside = sum(p.numel() for n, p in lm.model.named_parameters() if a.layer_of(n) == 0 and p.dim() == 2)
         attention = a.d_model * a.head_dim * 2 * (a.n_heads + a.n_kv_heads)
+        # By size and not by the adapter's paths: gate and up may be one matrix.
         is_gated = inside - attention > 2 * a.d_model * a.d_mlp
-        is_tied = bool(getattr(config, "tie_word_embeddings", False))
-        return cls(
-            a.n_layers, a.d_model, a.d_mlp, a.n_heads, a.n_kv_heads, a.head_dim, config.vocab_size, is_gated, is_tied
-        )
+        return cls(a.n_layers, a.d_model, a.d_mlp, a.n_heads, a.n_kv_heads, a.head_dim, vocab, is_gated, a.is_tied)
 
     @property
     def attention(self) -> int:

@@ -124,10 +124,6 @@ class ModelAdapter:
         return len(self.layers)
 
     @property
-    def is_gated(self) -> bool:
-        return self.layers[0].gate is not None
-
-    @property
     def has_post_norm(self) -> bool:
         return self.layers[0].mlp_out != self.layers[0].down
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_lm import make_lm
+from tiny_lm import make_lm, make_tokenizer
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import Phi3Config, Phi3ForCausalLM
 
 from editlab.data.corpus import Corpus
 from editlab.edits import scaling
@@ -40,6 +41,15 @@ def test_weights_are_as_many_bytes(family: str) -> None:
     held = sum(p.nbytes for p in lm.model.parameters() if p.dim() == 2)
     positions = sum(p.nbytes for n, p in lm.model.named_parameters() if "wpe" in n)
     assert held - positions == scaling.weight_bytes(scaling.Shape.of(lm), each=4)
+
+
+def test_gate_and_up_in_one_matrix_are_counted() -> None:
+    config = Phi3Config(
+        vocab_size=100, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, pad_token_id=0
+    )
+    lm = LM(Phi3ForCausalLM(config), make_tokenizer())
+    held = sum(p.nbytes for p in lm.model.parameters() if p.dim() == 2)
+    assert held == scaling.weight_bytes(scaling.Shape.of(lm), each=4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

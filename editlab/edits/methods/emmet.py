@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from editlab.edits.settings import SeveralLayersSettings, default_layer
+from editlab.edits.settings import SeveralLayersSettings
 from editlab.edits.several import System, write
 from editlab.edits.solver import Metric
 from editlab.progress import OnStep, silent
@@ -32,8 +32,6 @@ def compute(lm: LM, facts: list[Fact], config: Config, on_step: OnStep = silent)
     Raises:
         RequestError: two facts have one key. EditFailed: keys are dependent, or the optimisation diverged.
     """
-    if config.layer is None and config.layers is None:
-        config = config.model_copy(update={"layer": default_layer(lm.adapter)})
 
     def choose(covariance: Tensor, n: int) -> System:
         return System(Metric.of(covariance), alpha=0.0)
