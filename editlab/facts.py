@@ -142,3 +142,9 @@ class Fact(BaseModel):
         """The prompt with the subject in place."""
         before, after = self.prompt.split("{}")
         return before + self.subject + after
+
+    @property
+    def text_within(self) -> str:
+        """The text as it reads after other words of its sentence: in lower case, unless the subject begins it."""
+        text = self.text
+        return text if text.startswith(self.subject) else text[:1].lower() + text[1:]

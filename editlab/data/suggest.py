@@ -21,12 +21,9 @@ _ELSEWHERE = (
 
 def with_suggestions(fact: Fact) -> tuple[Fact, bool, bool]:
     """The fact with paraphrases and neighbours, and whether each of the two was suggested."""
-    text = fact.text
-    # After a lead the prompt no longer starts the sentence.
-    inner = text if text.startswith(fact.subject) else text[:1].lower() + text[1:]
     no_paraphrases, no_neighbours = not fact.paraphrases, not fact.neighbours
     if no_paraphrases:
-        fact = fact.model_copy(update={"paraphrases": tuple(lead.replace("{}", inner) for lead in _LEADS)})
+        fact = fact.model_copy(update={"paraphrases": tuple(lead.replace("{}", fact.text_within) for lead in _LEADS)})
     if no_neighbours:
         countries = {country for country, _ in capitals()}
         if fact.subject in countries:

@@ -114,3 +114,12 @@ Metric = FactMetric | ModelMetric | JointMetric
 def mean(values: Sequence[float]) -> float | None:
     """The mean of what there is."""
     return sum(values) / len(values) if values else None
+
+
+def over(kind: Kind, value: Callable[[Scored], float | None]) -> Callable[[Answers, Answers], float | None]:
+    """A `FactMetric`'s value: the mean of `value` over the fact's questions of a kind, without those that have none."""
+
+    def of_fact(now: Answers, base: Answers) -> float | None:
+        return mean([found for q in now.get(kind, ()) if (found := value(q)) is not None])
+
+    return of_fact

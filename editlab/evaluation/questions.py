@@ -94,9 +94,7 @@ def negated(fact: Fact) -> tuple[str, ...]:
     text = fact.text
     if text.rstrip().endswith("?"):
         return (f"Give a wrong answer to the question: {text}",)
-    # After a lead the prompt no longer starts the sentence.
-    inner = text if text.startswith(fact.subject) else text[:1].lower() + text[1:]
-    forms = [f"It is not true that {inner}"]
+    forms = [f"It is not true that {fact.text_within}"]
     if text.split()[-1] in _COPULAS:
         forms.append(f"{text} not")
     return tuple(forms)

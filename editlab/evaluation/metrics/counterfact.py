@@ -10,19 +10,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from editlab.evaluation.cards import FORCED, Answers, Card, FactMetric, JointMetric, mean
+from editlab.evaluation.cards import FORCED, Card, FactMetric, JointMetric, over
 from editlab.evaluation.questions import Kind
 from editlab.evaluation.scorer import Scored
 
 _SOURCE = "Locating and Editing Factual Associations in GPT, arXiv 2202.05262; kmeng01/rome"
-
-
-def _over(kind: Kind, value: Callable[[Scored], float | None]) -> Callable[[Answers, Answers], float | None]:
-    def of_fact(now: Answers, base: Answers) -> float | None:
-        found = [value(q) for q in now.get(kind, ())]
-        return mean([v for v in found if v is not None])
-
-    return of_fact
 
 
 def _wins(winner: str, loser: str) -> Callable[[Scored], float | None]:
@@ -64,7 +56,7 @@ def _of_kind(kind: Kind, name: str, letter: str, role: str, where: str) -> tuple
                 "Needs a true target. The unedited model's value is the baseline to look at, not one half.",
             ),
             (kind,),
-            _over(kind, _wins(role, other)),
+            over(kind, _wins(role, other)),
         ),
         FactMetric(
             Card(
@@ -78,7 +70,7 @@ def _of_kind(kind: Kind, name: str, letter: str, role: str, where: str) -> tuple
                 (f"{letter}M",),
             ),
             (kind,),
-            _over(kind, _margin(role, other)),
+            over(kind, _margin(role, other)),
         ),
         FactMetric(
             Card(
@@ -93,7 +85,7 @@ def _of_kind(kind: Kind, name: str, letter: str, role: str, where: str) -> tuple
                 "The same as: greedy decoding begins with the target's tokens. Chance: one in the vocabulary.",
             ),
             (kind,),
-            _over(kind, _argmax(role)),
+            over(kind, _argmax(role)),
         ),
     )
 
@@ -135,6 +127,6 @@ METRICS = (
             0.5,
         ),
         ("attribute",),
-        _over("attribute", _wins("new", "true")),
+        over("attribute", _wins("new", "true")),
     ),
 )

@@ -9,18 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from editlab.evaluation.answers import first_sentence, is_exactly, normalised, prefers
-from editlab.evaluation.cards import FREE, Answers, Card, FactMetric, mean
+from editlab.evaluation.cards import FREE, Answers, Card, FactMetric, mean, over
 from editlab.evaluation.questions import Kind
 from editlab.evaluation.scorer import Scored
 
 _WILD = "The Mirage of Model Editing, arXiv 2502.11177 (WILD)"
-
-
-def _over(kind: Kind, value: Callable[[Scored], bool]) -> Callable[[Answers, Answers], float | None]:
-    def of_fact(now: Answers, base: Answers) -> float | None:
-        return mean([float(value(q)) for q in now.get(kind, ())])
-
-    return of_fact
 
 
 def _exact(q: Scored) -> bool:
@@ -58,7 +51,7 @@ def _of_kind(kind: Kind, name: str, where: str) -> tuple[FactMetric, ...]:
                 note="Strict for models that go on talking; teacher-forced *_argmax stands beside it.",
             ),
             (kind,),
-            _over(kind, _exact),
+            over(kind, _exact),
             needs_answers=True,
         ),
         FactMetric(
@@ -72,7 +65,7 @@ def _of_kind(kind: Kind, name: str, where: str) -> tuple[FactMetric, ...]:
                 0.0,
             ),
             (kind,),
-            _over(kind, _said),
+            over(kind, _said),
             needs_answers=True,
         ),
     )
@@ -109,7 +102,7 @@ METRICS = (
             0.0,
         ),
         ("portability",),
-        _over("portability", _exact),
+        over("portability", _exact),
         needs_answers=True,
         by_name=True,
     ),

@@ -7,27 +7,16 @@ in `editlab.evaluation.questions`, in our own words; compare with the unedited r
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from editlab.evaluation.answers import begins
-from editlab.evaluation.cards import FORCED, FREE, Answers, Card, FactMetric, mean
+from editlab.evaluation.cards import FORCED, FREE, Answers, Card, FactMetric, over
 from editlab.evaluation.questions import Kind
+from editlab.evaluation.scorer import Scored
 
 _SOURCE = "own forms, after Is Model Editing Built on Sand?, arXiv 2510.00625"
 
 
-def _said(kind: Kind) -> Callable[[Answers, Answers], float | None]:
-    def of_fact(now: Answers, base: Answers) -> float | None:
-        return mean([float(begins(q.answer or "", q.asked.targets["new"])) for q in now.get(kind, ())])
-
-    return of_fact
-
-
-def _probability(kind: Kind) -> Callable[[Answers, Answers], float | None]:
-    def of_fact(now: Answers, base: Answers) -> float | None:
-        return mean([p for q in now.get(kind, ()) if (p := q.p("new")) is not None])
-
-    return of_fact
+def _said(q: Scored) -> float:
+    return float(begins(q.answer or "", q.asked.targets["new"]))
 
 
 def _judged(now: Answers, base: Answers) -> float | None:
@@ -49,7 +38,7 @@ def _of_kind(kind: Kind, what: str) -> tuple[FactMetric, ...]:
                 0.0,
             ),
             (kind,),
-            _said(kind),
+            over(kind, _said),
             needs_answers=True,
         ),
         FactMetric(
@@ -63,7 +52,7 @@ def _of_kind(kind: Kind, what: str) -> tuple[FactMetric, ...]:
                 0.0,
             ),
             (kind,),
-            _probability(kind),
+            over(kind, lambda q: q.p("new")),
         ),
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from editlab.evaluation.cards import FORCED, Answers, Card, FactMetric, mean
+from editlab.evaluation.cards import FORCED, Answers, Card, FactMetric, mean, over
 from editlab.evaluation.questions import Kind
 
 _MEMIT = "Mass-Editing Memory in a Transformer, arXiv 2210.07229; kmeng01/memit"
@@ -18,10 +18,7 @@ _FORMULA = "mean over prompts of (1/n) sum over target tokens of [argmax = targe
 
 
 def _accuracy(kind: Kind, role: str) -> Callable[[Answers, Answers], float | None]:
-    def of_fact(now: Answers, base: Answers) -> float | None:
-        return mean([q.forced[role].token_accuracy for q in now.get(kind, ()) if role in q.forced])
-
-    return of_fact
+    return over(kind, lambda q: q.forced[role].token_accuracy if role in q.forced else None)
 
 
 def _unchanged(now: Answers, base: Answers) -> float | None:
