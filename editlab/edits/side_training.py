@@ -89,12 +89,13 @@ def kept_inputs_of(lm: LM, layer: int, texts: Sequence[str]) -> Inputs:
     """`inputs_of`, without this layer's own memory; kept for the next edit of the same weights (the latest two)."""
     others = lm.routes.digest if lm.routes.layers.keys() - {lm.adapter.layers[layer].down} else ""
     key = (lm.weights_hash, lm.tokenizer_hash, others, layer, tuple(texts))
-    if key not in _KEPT:
+    found = _KEPT.get(key)  # another thread may drop it at any time
+    if found is None:
         with lm.routes.off(lm.adapter.layers[layer].down):
-            _KEPT[key] = inputs_of(lm, layer, texts)
+            found = _KEPT[key] = inputs_of(lm, layer, texts)
         while len(_KEPT) > 2:
             _KEPT.popitem(last=False)
-    return _KEPT[key]
+    return found
 
 
 def inputs_of(lm: LM, layer: int, texts: Sequence[str], *, max_tokens: int = 4096) -> Inputs:

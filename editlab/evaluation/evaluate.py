@@ -145,11 +145,12 @@ def _of_base(
         if not keep or metric.asks_facts:
             values[name] = metric.values(base, base, suite, prompts, on_step)
             continue
-        if key not in _KEPT:
-            _KEPT[key] = metric.values(base, base, suite, prompts, on_step)
+        found = _KEPT.get(key)  # another thread may drop it at any time
+        if found is None:
+            found = _KEPT[key] = metric.values(base, base, suite, prompts, on_step)
             while len(_KEPT) > 64:
                 _KEPT.popitem(last=False)
-        values[name] = dict(_KEPT[key])
+        values[name] = dict(found)
     return values
 
 

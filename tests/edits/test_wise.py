@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +15,7 @@ from tiny_lm import make_lm
 from editlab import LM, Fact
 from editlab.edits.methods.wise import Config
 from editlab.edits.side_metric import EARLIER, NEAR, RIDGE, factor_of
-from editlab.edits.side_training import Inputs, Quiet, Rows, Unknown, inputs_of, margin_loss, train
+from editlab.edits.side_training import Inputs, Quiet, Rows, Unknown, inputs_of, kept_inputs_of, margin_loss, train
 from editlab.errors import ConfigError, EditlabError, PackError, RequestError
 from editlab.evaluation.scorer import force
 from editlab.memories.kinds.grace import Code, _add
@@ -694,3 +695,13 @@ def test_what_a_pack_says_of_its_edits_is_not_trusted(quick: dict[str, Any]) -> 
     for requests in ([], [{"prompt": 1}], [*first.requests, *first.requests]):
         with pytest.raises(PackError, match="does not name the facts"):
             after(replace(first, requests=requests))
+
+
+def test_inputs_that_another_thread_drops_meanwhile_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Forgetful(OrderedDict[Any, Any]):
+        def __setitem__(self, key: Any, value: Any) -> None:
+            pass
+
+    lm = make_lm("llama")
+    monkeypatch.setattr("editlab.edits.side_training._KEPT", Forgetful())
+    assert torch.equal(kept_inputs_of(lm, 1, FAR).x, inputs_of(lm, 1, FAR).x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -345,3 +346,16 @@ def test_the_unedited_models_own_values_are_worked_out_once(lm: LM, monkeypatch:
         s.ablate("mlp_out", 0)
         ablated = lm.evaluate(FACTS, metrics="perplexity", **FEW)
     assert ablated.lines[0].base.mean != first.lines[-1].base.mean
+
+
+class Forgetful(OrderedDict[Any, Any]):
+    """Keeps nothing, as where other threads put in so much that all is dropped at once."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+
+def test_values_that_another_thread_drops_meanwhile_are_reported(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    want = lm.evaluate(metrics="perplexity", **FEW)
+    monkeypatch.setattr("editlab.evaluation.evaluate._KEPT", Forgetful())
+    assert lm.evaluate(metrics="perplexity", **FEW).lines == want.lines
