@@ -1,4 +1,8 @@
-"""The metrics, one file a family; a file that offers `METRICS` is found without a list."""
+"""The metrics, one file a family; a file that offers `METRICS` is found without a list.
+
+Unless the user names metrics, all are reported but those of families that say `IS_STANDARD = False`, because they cost
+more, or need data of their own.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,11 @@ import importlib
 import pkgutil
 from collections.abc import Iterable
 from functools import cache
+from typing import Any
 
 from editlab.errors import UnknownName, did_you_mean
 from editlab.evaluation.cards import Metric
 
-# What is reported unless the user names metrics; the others cost more, or need data of their own.
 STANDARD = "standard"
 
 
@@ -18,7 +22,11 @@ STANDARD = "standard"
 def families() -> dict[str, tuple[Metric, ...]]:
     """Every metric, by family (the module's name)."""
     found = (m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
-    return {name: importlib.import_module(f"{__name__}.{name}").METRICS for name in sorted(found)}
+    return {name: _module(name).METRICS for name in sorted(found)}
+
+
+def _module(family: str) -> Any:
+    return importlib.import_module(f"{__name__}.{family}")
 
 
 @cache
@@ -51,9 +59,8 @@ def select(names: Iterable[str]) -> dict[str, Metric]:
         if name == "all":
             chosen |= all_metrics()
         elif name == STANDARD:
-            chosen |= {
-                n: m for f, family in families().items() if f != "fluency" for m in family for n in [m.card.name]
-            }
+            usual = [family for name, family in families().items() if getattr(_module(name), "IS_STANDARD", True)]
+            chosen |= {m.card.name: m for family in usual for m in family}
         elif name in families():
             chosen |= {m.card.name: m for m in families()[name]}
         else:

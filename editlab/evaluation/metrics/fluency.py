@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from editlab.evaluation.suite import Suite
     from editlab.lm import LM
 
+IS_STANDARD = False  # every text is 100 sampled tokens
 Prompts = Mapping[str, Sequence[str]]
 _SAMPLED = "sampled, top-k 5, 100 tokens in all, seeded"
 _TOKENS = 100
