@@ -18,6 +18,7 @@ import editlab.edits.methods
 import editlab.probes.prompts
 from editlab import registry
 from editlab.cli._reference import pages
+from editlab.edits.settings import LocateEditSettings
 
 ROOT = Path(editlab.__file__).parent
 
@@ -32,6 +33,8 @@ def test_every_command_and_method_is_described() -> None:
     commands, methods, _ = (path.read_text(encoding="utf-8") for path in pages())
     assert all(f"## editlab {name}" in commands for name in ("edit", "study run", "memory survive", "ls KIND"))
     assert all(f"## {name}\n" in methods for name in registry.names())
+    solved = {name for name in registry.names() if issubclass(registry.get(name).Config, LocateEditSettings)}
+    assert {"rome-legacy", "emmet-released"} <= solved and all(f"| `{name}` | " in methods for name in solved)
 
 
 @pytest.fixture

@@ -28,15 +28,8 @@ matrix that says what shall stay as it is. The locate-and-edit methods solve
 with C = E[k k^T] over ordinary text as M, or a multiple of it:
 
 | method | M | alpha | and |
-|---|---|---|---|
-| `rome` | C | 0 | one fact: D = (v* - m)(C^-1 k)^T / (k^T C^-1 k) |
-| `rome-nocov` | I | 0 | one fact: D = (v* - m) k^T / (k^T k) |
-| `emmet` | C | 0 | B <= d_k independent keys |
-| `memit` | lambda C | 1 | several layers in turn, R = (Z - H) / (layers left) |
-| `memit-seq` | lambda C + mu I + K_p K_p^T | 1 | K_p: keys of earlier edits |
-| `alphaedit` | L2 I + K_p K_p^T | 1 | D = D U_lo^T: only where C has small eigenvalues |
-| `ultraedit` | I | 1 | R from gradients, at all tokens that the target is read from |
-
+|---|---|---|---|"""
+VALUES = """
 The values Z = H + delta come from one optimisation per fact, at the edit layer h and the subject's last token:
 
     minimise over delta   mean over contexts of NLL(target) + kl_factor KL(p_delta || p_0) + decay ||delta|| / ||h||^2
@@ -48,7 +41,11 @@ two forms. `ft` and `lora` train weights by gradient descent; `wise` and `grace`
 
 def methods_page() -> str:
     """All methods on one page, as Markdown."""
-    return "\n".join([HEAD, *(method_page(name) for name in registry.names())]).rstrip() + "\n"
+    names = registry.names()
+    # M, alpha, and what else there is to it, of each method that solves the objective.
+    rows = [(name, *row) for name in names if (row := getattr(registry.get(name), "OBJECTIVE", None))]
+    table = [f"| `{name}` | {' | '.join(_cell(part) for part in parts)} |" for name, *parts in rows]
+    return "\n".join([HEAD, *table, VALUES, *(method_page(name) for name in names)]).rstrip() + "\n"
 
 
 def method_page(name: str) -> str:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from editlab.facts import Fact
     from editlab.lm import LM
 
+OBJECTIVE = ("L2 I + K_p K_p^T", "1", "D = D U_lo^T: only where C has small eigenvalues")
+
 
 class Config(SeveralLayersSettings):
     """Settings of `alphaedit`."""

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from editlab.facts import Fact
     from editlab.lm import LM
 
+OBJECTIVE = ("C", "0", "B <= d_k independent keys")
+
 
 class Config(SeveralLayersSettings):
     """Settings of `emmet`; one layer unless several are named."""

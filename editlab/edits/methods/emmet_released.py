@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from editlab.facts import Fact
     from editlab.lm import LM
 
+OBJECTIVE = ("c C", "emmet_lambda", "alpha = 0 for one fact")
+
 
 class Config(SeveralLayersSettings):
     """Settings of `emmet-released`; one layer unless several are named."""

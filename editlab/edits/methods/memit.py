@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from editlab.facts import Fact
     from editlab.lm import LM
 
+OBJECTIVE = ("lambda C", "1", "several layers in turn, R = (Z - H) / (layers left)")
+
 
 class Config(SeveralLayersSettings):
     """Settings of `memit`."""

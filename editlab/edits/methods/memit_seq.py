@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from editlab.facts import Fact
     from editlab.lm import LM
 
+OBJECTIVE = ("lambda C + mu I + K_p K_p^T", "1", "K_p: keys of earlier edits")
+
 
 class Config(SeveralLayersSettings):
     """Settings of `memit-seq`."""

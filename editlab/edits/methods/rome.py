@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from editlab.facts import Fact
     from editlab.lm import LM
 
+OBJECTIVE = ("C", "0", "one fact: D = (v* - m)(C^-1 k)^T / (k^T C^-1 k)")
+
 
 class Config(LocateEditSettings):
     """Settings of `rome`."""

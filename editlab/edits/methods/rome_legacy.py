@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from editlab.facts import Fact
     from editlab.lm import LM
 
+OBJECTIVE = ("C", "0", "one fact, two keys: D = (v* - m_0)(C^-1 k)^T / (k_0^T C^-1 k)")
+
 
 class Config(LocateEditSettings):
     """Settings of `rome-legacy`; defaults of the released code where they differ."""

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from editlab.facts import Fact
     from editlab.lm import LM
 
+OBJECTIVE = ("I", "0", "one fact: D = (v* - m) k^T / (k^T k)")
+
 
 class Config(LocateEditSettings):
     """Settings of `rome-nocov`; those of the statistics are of no use."""

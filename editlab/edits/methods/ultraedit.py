@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from editlab.facts import Fact
     from editlab.lm import LM
 
+OBJECTIVE = ("I", "1", "R from gradients, at all tokens that the target is read from")
 ROWS = 16  # of one forward
 
 
