@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
+
+from editlab.state.edit import Delta
 
 pytest_plugins = ["cli_fixtures", "app_fixtures"]
 
@@ -48,6 +50,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "bloom": {"hidden_size": 32, "n_layer": 3, "n_head": 4, **SMALL},
     "olmo2": LLAMA,
 }
+
+
+def dense(delta: Delta) -> Tensor:
+    """The change itself, in float64, of the parameter's shape; of a gain, what is multiplied by."""
+    return delta.apply_to(torch.full(delta.shape, float(delta.is_gain), dtype=torch.float64))
 
 
 def make_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> nn.Module:

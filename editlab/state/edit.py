@@ -118,10 +118,6 @@ class Delta:
         """Whether no part holds a NaN or an infinity."""
         return all(bool(torch.isfinite(t).all()) for t in self.tensors.values())
 
-    def dense_sum(self) -> Tensor:
-        """The change itself, in float64 on the CPU, of the parameter's shape; of a gain, what is multiplied by."""
-        return self.apply_to(torch.full(self.shape, float(self.is_gain), dtype=torch.float64))
-
     def apply_to(self, total: Tensor) -> Tensor:
         """Make the change in place in a float64 tensor of the parameter's shape, on any device."""
         if self.is_gain:

@@ -51,7 +51,6 @@ class WeightView:
     Attributes:
         model: the edited module tree.
         routes: side memories that change the output of some of its modules; not part of any weight.
-        version: goes up by one at each write.
         on_change: called after each write with the names that changed. An exception in a callback is
             logged, since the weights have changed already.
         lock: held during writes; hold it to read several tensors of one state.
@@ -72,7 +71,6 @@ class WeightView:
         self._roots: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         ties = {alias: name for alias, name in self._canonical.items() if alias != name}
         self._fingerprint = Fingerprint(weight_sources(base), ties)
-        self.version = 0
         self.on_change: list[OnChange] = []
         self.lock = threading.RLock()
 
@@ -224,7 +222,7 @@ class WeightView:
                     own.copy_(value)
                 if swaps:
                     rebind(roots, swaps, keep)
-                self._own, self.version = own_after, self.version + 1
+                self._own = own_after
             except BaseException:
                 for own, _, saved in copies:
                     own.copy_(saved)
@@ -265,7 +263,6 @@ class WeightView:
             twin = WeightView(self._base_model)
             twin._fingerprint = self._fingerprint
             twin.write_all(dict(self._own))
-            twin.version = self.version
             return twin
 
     def on_own_weights(self) -> nn.Module:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAMILIES
+from conftest import FAMILIES, dense
 from tiny_lm import make_lm, make_tokenizer
 
 from editlab.edits.keys import states_at
@@ -89,7 +89,7 @@ def test_without_contexts_the_edited_state_is_the_optimised_one_and_the_rest_is_
     base, at = lm.fork(), torch.tensor([row.index])
     batch = pad_rows([row.ids])
     entry = lm.edit(ROW, **(quick | {"contexts": {}}))
-    update = entry.edit.deltas[lm.adapter.down(lm.model, 1).name].dense_sum().float()
+    update = dense(entry.edit.deltas[lm.adapter.down(lm.model, 1).name]).float()
     shift = states_at(lm, 1, [row]).hidden[0] - states_at(base, 1, [row]).hidden[0]
     assert (shift - value.delta).norm() <= 1e-4 * value.delta.norm()
 
@@ -145,7 +145,7 @@ def test_legacy_meets_its_constraint_at_the_prompt_s_key_and_not_at_the_average(
     entry = lm.edit(ROW, method="rome-legacy", **quick)
     after = states_at(lm, 1, row)
     update = entry.edit.deltas[lm.adapter.down(lm.model, 1).name]
-    received = update.dense_sum().float() @ before.key[0]
+    received = dense(update).float() @ before.key[0]
     assert (after.value[0] - before.value[0] - received).norm() <= 1e-4 * received.norm()
     # left is delta itself, so u^T k_0 / (u^T k_0) = 1.
     assert (received - update.left[:, 0]).norm() <= 1e-4 * received.norm()
@@ -160,7 +160,7 @@ def test_legacy_and_rome_agree_on_a_single_bare_context(quick):
     for method in ("rome", "rome-legacy"):
         # Both relative to states of their own: make the ball the same by not reaching it.
         entry = lm.edit(ROW, method=method, **(shared | {"clamp": 1e4, "decay": 0.0}))
-        deltas.append(next(iter(entry.edit.deltas.values())).dense_sum())
+        deltas.append(dense(next(iter(entry.edit.deltas.values()))))
         lm.undo()
     assert (deltas[0] - deltas[1]).norm() <= 1e-4 * deltas[0].norm()
 
@@ -168,7 +168,7 @@ def test_legacy_and_rome_agree_on_a_single_bare_context(quick):
 def test_same_seed_same_edit_whatever_happened_before(quick):
     def delta(lm: LM) -> torch.Tensor:
         entry = lm.edit(ROW, **quick)
-        found = next(iter(entry.edit.deltas.values())).dense_sum()
+        found = dense(next(iter(entry.edit.deltas.values())))
         lm.undo(entry.id)
         return found
 
@@ -200,7 +200,7 @@ def test_conv1d_and_linear_twins_receive_transposed_equal_updates(quick):
         ref = one.adapter.down(one.model, 1)
         delta = one.edit(ROW, **quick).edit.deltas[ref.name]
         assert delta.shape == tuple(one.model.get_parameter(ref.name).shape)
-        deltas.append((ref.transposed, ref.oriented(delta.dense_sum())))
+        deltas.append((ref.transposed, ref.oriented(dense(delta))))
     assert [transposed for transposed, _ in deltas] == [True, False]
     a, b = (delta for _, delta in deltas)
     assert a.shape == (lm.adapter.d_model, lm.adapter.d_mlp) and a.norm() > 0

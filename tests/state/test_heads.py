@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAMILIES
+from conftest import FAMILIES, dense
 from tiny_lm import make_lm
 from transformers import AutoModelForCausalLM
 
@@ -169,7 +169,7 @@ def test_heads_as_typed_and_what_is_no_head() -> None:
 
 def test_a_gain_has_its_own_form() -> None:
     gain = Delta.gain(torch.tensor([1.0, 0.0, 2.0]), axis=1, size=2)
-    assert gain.shape == (2, 3) and torch.equal(gain.dense_sum(), torch.tensor([[1.0, 0, 2], [1, 0, 2]]).double())
+    assert gain.shape == (2, 3) and torch.equal(dense(gain), torch.tensor([[1.0, 0, 2], [1, 0, 2]]).double())
     assert gain.norm() == pytest.approx(2.0)
     assert Edit("a", {}, [], {"w": gain}).digest != Edit("a", {}, [], {"w": Delta(gain.left, gain.right)}).digest
     with pytest.raises(EditlabError, match="rank 2"):

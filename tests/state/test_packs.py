@@ -93,7 +93,7 @@ def test_save_then_load_on_a_fresh_base_is_exact(
     make: Callable[..., nn.Module], dtype: torch.dtype, tmp_path: Path
 ) -> None:
     ledger = edited(make(dtype))
-    folder = save_pack(tmp_path / "deep" / "pack", ledger, "tiny", config_hash="0" * 64)
+    folder = save_pack(tmp_path / "deep" / "pack", ledger, "tiny")
     assert files(folder) == ["edits.safetensors", "pack.json"]
     pack = read_pack(folder)
     for path in folder.iterdir():
@@ -148,16 +148,25 @@ def test_another_base_is_refused_with_both_hashes_unless_forced(tmp_path: Path) 
         apply_pack(pack, Ledger(WeightView(llama())), force=True)
 
 
+def test_a_pack_that_tells_its_model_s_config_is_read(pack_folder: Path) -> None:
+    entries = len(read_pack(pack_folder).entries)
+    for value in ("0" * 64, None):  # as older packs have it
+        in_json(lambda c, value=value: c["base"].update(config_hash=value))(pack_folder)
+        assert len(read_pack(pack_folder).entries) == entries
+
+
 def test_a_pack_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
     ledger = edited(gpt2())
     pack = read_pack(save_pack(tmp_path, ledger, "tiny"))
     target = Ledger(WeightView(gpt2()))
     apply_pack(pack, target)
-    before, version = weights_of(target), target.view.version
+    before = weights_of(target)
+    heard: list[tuple[str, ...]] = []
+    target.view.on_change.append(heard.append)
     with pytest.raises(PackError, match="already has an entry"):
         apply_pack(pack, target)
     assert same_weights(weights_of(target), before)
-    assert (len(target), target.view.version) == (3, version)
+    assert len(target) == 3 and not heard
 
 
 # --- hostile packs ------------------------------------------------------------------------------------

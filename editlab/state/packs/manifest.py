@@ -116,7 +116,7 @@ class BaseRecord(_Strict):
 
     name: Name
     base_hash: Sha256
-    config_hash: Sha256 | None = None
+    config_hash: Sha256 | None = None  # in older packs, of the model's config
     tensors: dict[Name, Sha256]
 
 

@@ -52,7 +52,6 @@ def save_pack(
     ledger: Ledger,
     base_name: str,
     *,
-    config_hash: str | None = None,
     only: Sequence[str] | None = None,
 ) -> Path:
     """Write a ledger as a pack, over an older pack if there is one; see the module for the order of steps.
@@ -61,7 +60,6 @@ def save_pack(
         directory: the folder; made if missing.
         ledger: entries of every state are saved.
         base_name: what the base model is called, for messages.
-        config_hash: SHA-256 of the model's config, if known.
         only: ids of the entries to save; default all.
 
     Raises:
@@ -83,7 +81,6 @@ def save_pack(
         base = {
             "name": base_name,
             "base_hash": ledger.view.base_hash,
-            "config_hash": config_hash,
             "tensors": {n: ledger.view.base_sha256(n) for e in entries for n in e.edit.deltas},
         }
         _write_manifest(
