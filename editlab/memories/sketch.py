@@ -30,18 +30,17 @@ class Sketch:
     rest: float
 
     @classmethod
-    def of(cls, values: Tensor, rank: int | None = None) -> Sketch | None:
+    def of(cls, values: Tensor) -> Sketch | None:
         """Of the rows (n, d_in) of a change that are not zero; None where it would not pay."""
-        rank = RANK if rank is None else rank
-        if not 2 * rank <= len(values) <= MOST_ROWS:
+        if not 2 * RANK <= len(values) <= MOST_ROWS:
             return None
         exact = values.double()
         # Eigenvectors of the small Gram matrix, largest last: D's left singular vectors.
         squares, left = torch.linalg.eigh(exact @ exact.T)
         squares, left = squares.clamp(min=0).flip(0), left.flip(1)
-        rest = squares[rank]
-        scale = (1 - rest / squares[:rank].clamp(min=torch.finfo(torch.float64).tiny)).clamp(min=0).sqrt()
-        return cls((scale[:, None] * (left[:, :rank].T @ exact)).float(), float(rest.sqrt()))
+        rest = squares[RANK]
+        scale = (1 - rest / squares[:RANK].clamp(min=torch.finfo(torch.float64).tiny)).clamp(min=0).sqrt()
+        return cls((scale[:, None] * (left[:, :RANK].T @ exact)).float(), float(rest.sqrt()))
 
 
 class Limits:

@@ -460,24 +460,27 @@ def test_banks_that_are_told_by_their_limit_would_have_been_silent(
     assert int((seen[0] == 0).all(0).all(0).sum()) >= 6  # most banks were not multiplied
 
 
-def test_a_limit_is_never_below_what_it_limits_and_meets_it_at_full_rank() -> None:
+def test_a_limit_is_never_below_what_it_limits_and_meets_it_at_full_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(1)
     values, x = torch.randn(40, 30, generator=generator), torch.randn(50, 30, generator=generator)
     exact = (x @ values.T).norm(dim=-1)
     gaps = []
     for rank in (1, 5, 20):
-        sketch = Sketch.of(values, rank)
+        monkeypatch.setattr("editlab.memories.sketch.RANK", rank)
+        sketch = Sketch.of(values)
         assert sketch is not None
         limit = Limits([sketch], x.device).of(x)[:, 0]
         assert bool((limit >= exact).all())
         gaps.append(float((limit / exact).mean()))
     assert gaps[0] > gaps[1] > gaps[2] > 1
     low = torch.randn(40, 3, generator=generator) @ torch.randn(3, 30, generator=generator)
-    sketch = Sketch.of(low, 3)
+    monkeypatch.setattr("editlab.memories.sketch.RANK", 3)
+    sketch = Sketch.of(low)
     assert sketch is not None and torch.allclose(
         Limits([sketch], x.device).of(x)[:, 0], (x @ low.T).norm(dim=-1), rtol=1e-3
     )
-    assert Sketch.of(values, 21) is None
+    monkeypatch.setattr("editlab.memories.sketch.RANK", 21)
+    assert Sketch.of(values) is None
 
 
 def test_scores_that_are_shown_are_exact(quick: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
