@@ -126,6 +126,6 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
 
 def _scalar(text: str) -> Any:
     try:
-        return float(text) if "e" in text.lower() and text.lower() not in {"true", "false"} else yaml.safe_load(text)
+        return float(text) if "e" in text.lower() else yaml.safe_load(text)
     except ValueError:
         return yaml.safe_load(text)

@@ -13,14 +13,14 @@ token that the model itself puts first at each of these n places. What makes it 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 
-from editlab.evaluation.questions import SHOWN, Asked, Kind, asked
+from editlab.evaluation.questions import SHOWN, Asked, asked
 from editlab.hooks.batch import pad_rows
 from editlab.progress import OnStep, StepInfo, silent
 from editlab.rows import target_ids
@@ -80,7 +80,6 @@ def force(
     *,
     sink: bool = False,
     batch_tokens: int = 2048,
-    pad: Literal["left", "right"] = "right",
     on_step: OnStep = silent,
 ) -> list[Forced]:
     """Scores of (prompt, target) pairs.
@@ -106,7 +105,7 @@ def force(
     done = 0
     for chunk in _buckets(sorted(users, key=lambda row: len(row[1]), reverse=True), batch_tokens):
         lengths, ids = zip(*chunk, strict=True)
-        batch = pad_rows(ids, pivots=pad, prompts=lengths, device=lm.device)
+        batch = pad_rows(ids, pivots="right", prompts=lengths, device=lm.device)
         mask = torch.zeros_like(batch.mask, dtype=torch.bool)
         place: dict[tuple[int, int], int] = {}  # (row of the batch, token) -> line of the logits
         for b, row in enumerate(chunk):
@@ -180,13 +179,11 @@ def score(
     free: bool = True,
     max_new_tokens: int = 10,
     sink: bool = False,
-    batch_tokens: int = 2048,
-    pad: Literal["left", "right"] = "right",
     on_step: OnStep = silent,
 ) -> list[Scored]:
     """Every question's targets teacher-forced and, if `free`, its greedy continuation, all in shared batches."""
     pairs = [(q.prompt, target) for q in questions for target in q.targets.values()]
-    forced = iter(force(lm, pairs, sink=sink, batch_tokens=batch_tokens, pad=pad, on_step=on_step))
+    forced = iter(force(lm, pairs, sink=sink, on_step=on_step))
     said: Sequence[str | None] = [None] * len(questions)
     if free:
         prompts = [q.prompt for q in questions]
@@ -196,18 +193,9 @@ def score(
     ]
 
 
-def score_facts(
-    lm: LM,
-    facts: Sequence[Fact],
-    kinds: Collection[Kind] = SHOWN,
-    *,
-    free: bool = True,
-    max_new_tokens: int = 10,
-    sink: bool = False,
-    on_step: OnStep = silent,
-) -> list[list[Scored]]:
-    """`score` of the facts' questions of these kinds, fact by fact."""
+def score_facts(lm: LM, facts: Sequence[Fact], *, sink: bool = False) -> list[list[Scored]]:
+    """`score` of the facts' questions that a report shows, fact by fact."""
     out: list[list[Scored]] = [[] for _ in facts]
-    for scored in score(lm, asked(facts, kinds), free=free, max_new_tokens=max_new_tokens, sink=sink, on_step=on_step):
+    for scored in score(lm, asked(facts, SHOWN), sink=sink):
         out[scored.asked.fact].append(scored)
     return out

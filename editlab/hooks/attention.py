@@ -129,7 +129,7 @@ class AttentionTap(AbstractContextManager["AttentionTap"]):
         groups = q.shape[1] // k.shape[1]
         # The eager functions drop the scores; log-probabilities are the same scores up to a constant per query,
         # so scores are rebuilt from q and k and handed on only when a hook changed them.
-        scores = _scores(module, q, k.repeat_interleave(groups, 1), mask, kwargs)
+        scores = _scores(q, k.repeat_interleave(groups, 1), mask, kwargs)
         offered = offer("scores", scores)
         new = torch.softmax(offered, -1, dtype=torch.float32).to(q.dtype) if offered is not scores else pattern
         new = offer("pattern", new)
@@ -138,7 +138,7 @@ class AttentionTap(AbstractContextManager["AttentionTap"]):
         return out, new
 
 
-def _scores(module: nn.Module, q: Tensor, k: Tensor, mask: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
+def _scores(q: Tensor, k: Tensor, mask: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
     scaling = kwargs.get("scaling")
     scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
     softcap = kwargs.get("softcap")

@@ -84,7 +84,6 @@ def pad_rows(
     rows: Sequence[Sequence[int]],
     *,
     pivots: Sequence[int] | Literal["left", "right"] = "left",
-    pad_id: int = 0,
     spans: tuple[tuple[Span, ...], ...] = (),
     prompts: Sequence[int] | None = None,
     device: torch.device | str = "cpu",
@@ -107,7 +106,7 @@ def pad_rows(
         before = [int(p) for p in pivots]
     lead = max(before)
     width = lead + max(len(row) - b for row, b in zip(rows, before, strict=True))
-    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    ids = torch.zeros((len(rows), width), dtype=torch.long)
     mask = torch.zeros((len(rows), width), dtype=torch.long)
     for i, (row, b) in enumerate(zip(rows, before, strict=True)):
         start = lead - b

@@ -82,7 +82,7 @@ def _detect(model: Any) -> ModelAdapter:
         if block not in seen.outputs:
             raise AdapterError(f"{family}: block '{block}' did not run in a plain forward pass.", _HINT)
 
-    n_heads, n_kv, width = _heads(config, seen, model, family)
+    n_heads, n_kv, width = _heads(config, seen, family)
     layers = tuple(_layer(model, seen, block, i, n_heads, n_kv, width, family) for i, block in enumerate(blocks))
     down = model.get_submodule(layers[0].down)
     embed, unembed = model.get_input_embeddings(), model.get_output_embeddings()
@@ -93,7 +93,7 @@ def _detect(model: Any) -> ModelAdapter:
         family=family,
         embed=names[id(embed)],
         unembed=names[id(unembed)],
-        final_norm=_final_norm(model, seen, blocks[-1], family),
+        final_norm=_final_norm(seen, blocks[-1], family),
         n_heads=n_heads,
         n_kv_heads=n_kv,
         head_dim=width,
@@ -162,7 +162,7 @@ def probe_ids(model: Any) -> Tensor:
     return (torch.arange(6).reshape(2, 3) * max(1, vocab // 7) + 1) % vocab
 
 
-def _heads(config: Any, seen: _Seen, model: nn.Module, family: str) -> tuple[int, int, int]:
+def _heads(config: Any, seen: _Seen, family: str) -> tuple[int, int, int]:
     """Query heads, key-value heads, head width."""
     layers = getattr(seen.cache, "layers", None)
     if not layers or getattr(layers[0], "keys", None) is None:
@@ -260,7 +260,7 @@ def _norm_after(seen: _Seen, inside: str, layout: HeadLayout | None) -> str | No
     return None
 
 
-def _final_norm(model: nn.Module, seen: _Seen, last_block: str, family: str) -> str:
+def _final_norm(seen: _Seen, last_block: str, family: str) -> str:
     stream = seen.outputs[last_block]
     for name in seen.order:
         if not name.startswith(last_block) and any(_equal(x, stream) for x in seen.inputs[name]):

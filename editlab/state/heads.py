@@ -22,7 +22,7 @@ from editlab.hooks.placement import stored_weight
 from editlab.state.edit import Delta, Edit
 
 
-def head_edit(model: nn.Module, adapter: ModelAdapter, wanted: HeadGains, method: str = "prune") -> Edit:
+def head_edit(model: nn.Module, adapter: ModelAdapter, wanted: HeadGains) -> Edit:
     """The edit that puts these gains into the weights.
 
     Raises:
@@ -50,7 +50,7 @@ def head_edit(model: nn.Module, adapter: ModelAdapter, wanted: HeadGains, method
     by = " by their means" if wanted.means else ""
     what = f"heads {names} pruned{by}" if not any(changed.values()) else f"gains on heads {names}"
     config = {"heads": {head_name(head): changed[head] for head in heads}, "ablation": "mean" if by else "zero"}
-    return Edit(method=method, config=config, requests=[], deltas=deltas, info={"what": what})
+    return Edit(method="prune", config=config, requests=[], deltas=deltas, info={"what": what})
 
 
 def _bias(model: nn.Module, adapter: ModelAdapter, layer: int) -> str:

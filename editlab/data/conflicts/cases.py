@@ -51,14 +51,14 @@ def cases_of_relation(name: str) -> tuple[Case, ...]:
     Raises:
         UnknownName: there is no such relation.
     """
-    people = populations()
+    people = _populations()
     return tuple(
         Case(name, row.subject, row.answer, row.aliases, popularity=people.get(row.subject))
         for row in relation(name).rows
     )
 
 
-def cases_of_file(path: Path, *, skip_malformed: bool = False) -> tuple[Case, ...]:
+def cases_of_file(path: Path) -> tuple[Case, ...]:
     """The facts of a file in any layout: `target_true` is memory's answer, `target_new` what the context asserts.
 
     One a subject, since subjects are what is split.
@@ -66,7 +66,7 @@ def cases_of_file(path: Path, *, skip_malformed: bool = False) -> tuple[Case, ..
     Raises:
         RequestError: the file cannot be read, or no row has a true answer.
     """
-    return cases_of_facts(facts_of(load_records(path, skip_malformed=skip_malformed)), path.name)
+    return cases_of_facts(facts_of(load_records(path)), path.name)
 
 
 def cases_of_facts(facts: Sequence[Fact], source: str = "the list") -> tuple[Case, ...]:
@@ -104,7 +104,7 @@ def split_subjects(subjects: Sequence[str], seed: int) -> dict[str, Split]:
 
 
 @cache
-def populations() -> Mapping[str, float]:
+def _populations() -> Mapping[str, float]:
     """Population of the factbook's countries (the package cannot change while we run)."""
     found = {}
     for entry in countries():

@@ -39,7 +39,7 @@ class EvidenceQuestion:
     group: str = ""
 
 
-def questions_of_file(path: Path, *, skip_malformed: bool = False) -> tuple[EvidenceQuestion, ...]:
+def questions_of_file(path: Path) -> tuple[EvidenceQuestion, ...]:
     """The questions of a conflictQA file. Irrelevant passages are other questions' own.
 
     The answer called memory there is another model's; which one is memory here is for our model to say.
@@ -47,7 +47,7 @@ def questions_of_file(path: Path, *, skip_malformed: bool = False) -> tuple[Evid
     Raises:
         RequestError: the file has another layout, or fewer than two questions.
     """
-    loaded = load_records(path, skip_malformed=skip_malformed)
+    loaded = load_records(path)
     rows = [record for record in loaded.records if isinstance(record, ConflictQuestion)]
     if len(rows) < 2:
         raise RequestError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,10 +112,6 @@ class Report:
         if len(self.problems) > shown:
             table.caption = f"... and {len(self.problems) - shown} more"
         return table
-
-    def as_data(self) -> dict[str, Any]:
-        """All of it as JSON values."""
-        return asdict(self)
 
 
 def _cut(text: str) -> str:

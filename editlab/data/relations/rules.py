@@ -100,13 +100,13 @@ def rows_of(relation: str) -> tuple[dict[str, Answer], dict[str, int]]:
     return found, dict(sorted(excluded.items()))
 
 
-def shares_a_name(subject: str, answer: str) -> bool:
+def _shares_a_name(subject: str, answer: str) -> bool:
     """Whether one contains the other, or both hold the same word of four letters or more."""
     s, a = _folded(subject), _folded(answer)
     return s in a or a in s or any(len(word) > 3 and word in s.split() for word in a.split())
 
 
-def is_within(subject: str, answer: str) -> bool:
+def _is_within(subject: str, answer: str) -> bool:
     """Whether the answer is a part of the subject. For words that are made from it: "Thai", but not "Chadian"."""
     return _folded(answer) in _folded(subject)
 
@@ -201,13 +201,13 @@ def _highest_point(entry: dict[str, Any]) -> Answer | str:
 
 
 EXTRACTORS = {
-    "capital": Extractor(_capital, shares_a_name),
-    "language": Extractor(_language, is_within),
-    "currency": Extractor(_currency, is_within),
-    "continent": Extractor(_continent, shares_a_name),
-    "nationality": Extractor(_nationality, is_within),
+    "capital": Extractor(_capital, _shares_a_name),
+    "language": Extractor(_language, _is_within),
+    "currency": Extractor(_currency, _is_within),
+    "continent": Extractor(_continent, _shares_a_name),
+    "nationality": Extractor(_nationality, _is_within),
     "internet_code": Extractor(_internet_code, _never),
-    "highest_point": Extractor(_highest_point, shares_a_name),
+    "highest_point": Extractor(_highest_point, _shares_a_name),
 }
 
 
