@@ -32,7 +32,7 @@ from editlab.errors import RequestError
 from editlab.evaluation.known import NOBODY
 from editlab.evaluation.scorer import force
 from editlab.evaluation.statistics import Estimate, estimate
-from editlab.probes.conflicts.items import Items
+from editlab.probes.conflicts.items import Item, Items
 from editlab.progress import OnStep, StepInfo, silent
 from editlab.state.saved import Saved
 
@@ -75,6 +75,7 @@ class EvidenceReport(Saved):
 
     Attributes:
         asked: questions. kept: those whose memory is the same under both wordings and that pass the string check.
+        unstable: those left out for their wordings. unchecked: those that fail it or have no irrelevant text.
         accuracy: share of kept questions whose memory is right; None where nothing is known to be right.
         popularity: Spearman's r of popularity with the margin under a counter passage; None without popularities.
     """
@@ -131,8 +132,11 @@ def questions_of_items(items: Items) -> tuple[EvidenceQuestion, ...]:
     Raises:
         RequestError: nothing but the prompt is known of these facts.
     """
+    first: dict[str, Item] = {}
+    for item in items.items:
+        first.setdefault(item.case.subject, item)
     out = []
-    for item in {i.case.subject: i for i in items.items}.values():
+    for item in first.values():
         found, case = item.wording.texts, item.case
         if found is None:
             raise RequestError("Facts of a file have no passages.", "Use a relation, or a conflictQA file.")

@@ -118,6 +118,13 @@ def test_all_levers_are_compared_on_the_same_test_subjects(world: LM, items: Ite
     assert "plain" in found.headline and len(found.plot().data[0].x) == len(table)
 
 
+def test_evidence_questions_are_about_the_first_conflict_of_each_subject(items: Items) -> None:
+    subjects = [item.case.subject for item in items.items]
+    firsts = [items.items[subjects.index(subject)] for subject in dict.fromkeys(subjects)]
+    assert len(firsts) < len(items)
+    assert [q.answers for q in questions_of_items(items)] == [(item.case.memory, item.answer) for item in firsts]
+
+
 def test_evidence_is_weighed_by_probability_alone(world: LM, items: Items) -> None:
     questions = questions_of_items(items)[:5]
     found = evidence_preference(world, questions)
