@@ -113,7 +113,8 @@ def flow(lm: LM, items: Items, *, place: Place = "last", window: int | None = No
     """Knock out every layer, cut attention in every window, and read the stream.
 
     Args:
-        window: layers that are cut together; default an odd number near a fifth of the model.
+        window: layers that are cut together, about as many below the middle one as above; default an odd number near a
+            fifth of the model.
     """
     n_layers = lm.adapter.n_layers
     width = window or max(1, n_layers // 5 // 2 * 2 + 1)
@@ -193,7 +194,8 @@ def _cut(lm: LM, items: Items, prompts: Prompts, tokens: Tensor, width: int, on_
     base = _differences(lm, prompts, tokens, lambda batch: batch, nothing)
     for layer in range(n_layers):
         on_step(StepInfo("cutting attention", layer, n_layers, "layers"))
-        layers = range(max(0, layer - width // 2), min(n_layers, layer + width // 2 + 1))
+        first = layer - (width - 1) // 2
+        layers = range(max(0, first), min(n_layers, first + width))
         frozen = _cones(lm, prompts, layers[0])
         for name in SPANS:
 

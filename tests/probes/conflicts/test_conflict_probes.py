@@ -222,6 +222,14 @@ def test_flow_is_what_full_forwards_give(family: str) -> None:
     assert "largest changes of LD" in found.headline and found.to_pandas()["n"].eq(3).all()
 
 
+def test_a_window_has_as_many_layers_as_it_says() -> None:
+    lm = make_lm("llama")
+    items = Items(tuple(made_items(lm)), {}, 3, 3, (0, 1), ItemSettings(), "file", lm.name)
+    one, two, three = (flow(lm, items, window=n).cut["rest"] for n in (1, 2, 3))
+    assert np.allclose(two[:, -1], one[:, -1], atol=1e-5)  # the last layer has none above it
+    assert np.allclose(two[:, 0], three[:, 0], atol=1e-5) and not np.allclose(two[:, 1], three[:, 1], atol=1e-3)
+
+
 def test_figures_show_the_numbers(world: LM, items: Items, heads: HeadMap, pruned: Pruning) -> None:
     pytest.importorskip("plotly", reason="figures need the extra 'app' or 'notebook'")
     from editlab.viz.conflicts import conflict_shares, head_roles
