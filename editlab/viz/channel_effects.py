@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from editlab.viz.style import COLOURS, DASHES, MARKERS
@@ -59,29 +58,6 @@ def effects(tests: Verdicts) -> go.Figure:
     return figure
 
 
-def score_and_effect(rows: pd.DataFrame) -> go.Figure:
-    """A point per channel: its composition score against what cutting its edge does.
-
-    Args:
-        rows: columns source, target, mode, score, effect.
-    """
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
-    for i, (target, some) in enumerate(rows.groupby("target", sort=False)):
-        figure.add_scatter(
-            x=some["score"],
-            y=some["effect"],
-            mode="markers",
-            name=f"into {target}",
-            marker={"color": COLOURS[i % len(COLOURS)], "symbol": MARKERS[i % len(MARKERS)], "size": 9},
-            text=some["source"],
-            hovertemplate="%{text}<br>CS %{x:.3f}, effect %{y:+.3f}<extra>%{fullData.name}</extra>",
-        )
-    figure.update_layout(xaxis_title="composition score", yaxis_title="effect of cutting the edge on the margin")
-    return figure
-
-
 def channel_graph(rows: pd.DataFrame, n_layers: int, n_heads: int) -> go.Figure:
     """Heads by layer (across) and number (down), a line per channel: wide if its score is high, whole if verified.
 
@@ -127,8 +103,8 @@ def channel_graph(rows: pd.DataFrame, n_layers: int, n_heads: int) -> go.Figure:
     return figure
 
 
-def lines(table: pd.DataFrame, x: str, y: str, by: str, title: str, chance: Sequence[float] | None = None) -> go.Figure:
-    """Lines with 95 % intervals (columns `low`, `high`), one per value of `by`, and the chance level."""
+def lines(table: pd.DataFrame, x: str, y: str, by: str, title: str) -> go.Figure:
+    """Lines with 95 % intervals (columns `low`, `high`), one per value of `by`."""
     import plotly.graph_objects as go
 
     figure = go.Figure()
@@ -142,8 +118,5 @@ def lines(table: pd.DataFrame, x: str, y: str, by: str, title: str, chance: Sequ
             marker={"symbol": MARKERS[i % len(MARKERS)]},
             error_y={"array": rows["high"] - rows[y], "arrayminus": rows[y] - rows["low"]},
         )
-    if chance is not None:
-        xs = sorted(table[x].unique())
-        figure.add_scatter(x=xs, y=list(chance), name="chance", mode="lines", line={"color": "grey", "dash": "dot"})
     figure.update_layout(title=title, xaxis_title=x, yaxis={"title": y, "rangemode": "tozero"})
     return figure

@@ -110,8 +110,8 @@ def single_tokens(lm: LM, words: Sequence[str], least: int, what: str) -> list[s
     return found
 
 
-def ioi(lm: LM, n: int = 200, *, templates: int = len(IOI_TEMPLATES), seed: int = 0) -> list[Prompt]:
-    """`n` prompts over the first `templates` templates, the repeated name as often the first one as the second.
+def ioi(lm: LM, n: int = 200, *, seed: int = 0) -> list[Prompt]:
+    """`n` prompts over all templates, the repeated name as often the first one as the second.
 
     Raises:
         RequestError: too few words are single tokens.
@@ -121,8 +121,8 @@ def ioi(lm: LM, n: int = 200, *, templates: int = len(IOI_TEMPLATES), seed: int 
     places, things = (single_tokens(lm, w, 2, "nouns") for w in (PLACES, THINGS))
     prompts = []
     for i in range(n):
-        template = i % templates
-        repeated = (i // templates) % 2
+        again, template = divmod(i, len(IOI_TEMPLATES))
+        repeated = again % 2
         a, b = (str(x) for x in rng.choice(names, 2, replace=False))
         fill = {"place": rng.choice(places), "thing": rng.choice(things)}
         text = IOI_TEMPLATES[template].format(A=a, B=b, S=(a, b)[repeated], **fill)
@@ -136,7 +136,6 @@ def laundry(
     per_position: int = 10,
     *,
     order: Order = "same",
-    templates: Sequence[int] = (0, 1),
     split: Split = "all",
     seed: int = 0,
 ) -> list[Prompt]:
@@ -164,7 +163,7 @@ def laundry(
     prompts = []
     for target in range(length):
         for k in range(per_position):
-            template = templates[k % len(templates)]
+            template = k % len(LIST_TEMPLATES)
             chosen = tuple(str(x) for x in rng.choice(items, length, replace=False))
             done = [x for i, x in enumerate(chosen) if i != target]
             if order == "shuffled":

@@ -25,10 +25,9 @@ import numpy as np
 from pydantic import Field
 
 from editlab.config import MethodConfig
-from editlab.errors import ConfigError
 from editlab.hooks.heads import Head, head_name
 from editlab.probes.conflicts.items import Items
-from editlab.probes.conflicts.path_patching import CORRUPTIONS, Corruption, Estimand, head_scores
+from editlab.probes.conflicts.path_patching import Corruption, Estimand, head_scores
 from editlab.probes.conflicts.rates import by_subject
 from editlab.progress import OnStep, silent
 from editlab.state.saved import Saved
@@ -194,41 +193,28 @@ class HeadMap(Saved):
         return f"<p>{html.escape(self.headline)}</p>{self.to_pandas().head(10).to_html(index=False)}"
 
 
-def map_heads(
-    lm: LM,
-    items: Items,
-    settings: HeadSettings | None = None,
-    *,
-    corruptions: Sequence[Corruption] = ("both", "subject", "context"),
-    gradient: bool = True,
-    on_step: OnStep = silent,
-) -> HeadMap:
-    """Score every head on the items.
-
-    Args:
-        gradient: compute gradient scores too, to be shown beside the exact ones.
+def map_heads(lm: LM, items: Items, settings: HeadSettings | None = None, *, on_step: OnStep = silent) -> HeadMap:
+    """Score every head on the items, with gradient scores beside the exact ones.
 
     Raises:
-        ConfigError: there is no item, or a corruption that does not exist.
+        ConfigError: there is no item.
     """
     settings = settings or HeadSettings()
-    if "both" not in corruptions:
-        raise ConfigError("Heads are ranked by the corruption 'both'.", f"Add it; there are {', '.join(CORRUPTIONS)}.")
     n_all = lm.adapter.n_layers * lm.adapter.n_heads
     exact = settings.exact if settings.exact is not None else n_all <= EXACT_LIMIT
     found = items.items
     rough = None
     chosen: list[Head] | None = None
     spots: list[Head] = []
-    if settings.estimand != "gradient" and (gradient or not exact):
+    if settings.estimand != "gradient":
         scored = head_scores(lm, found, estimand="gradient", draws=settings.draws, on_step=on_step)["both"]
         rough = scored.mean(0).numpy()
-    if not exact and rough is not None and settings.estimand != "gradient":
-        chosen, spots = _to_verify(rough)
+        if not exact:
+            chosen, spots = _to_verify(rough)
     scores = head_scores(
         lm,
         found,
-        corruptions,
+        ("both", "subject", "context"),
         estimand=settings.estimand,
         draws=settings.draws,
         heads=None if chosen is None else [*chosen, *spots],

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from editlab.lm import LM
 
 POSITIVE, NEGATIVE = (1.0, 3.0, 5.0, 10.0, 30.0), (-1.0, -2.0, -5.0)
+SUBJECTS = 4  # as in the released code
 SUPPRESS, ENLARGE = (0.0, 1.0, 2.0, 3.0), (0.0, 1.0, 2.0, 3.0, 4.0, 5.0)
 
 
@@ -75,16 +76,15 @@ def select(
     direction: Direction,
     *,
     k: int = 5,
-    n_items: int = 4,
     candidates: int | None = None,
     on_step: OnStep = silent,
 ) -> Selection:
-    """Choose the heads on the first `n_items` subjects' items.
+    """Choose the heads on items of the first `SUBJECTS` subjects.
 
     Args:
         candidates: how many heads of largest |S| are tried; default a tenth of them.
     """
-    some = list({item.case.subject: item for item in items.items}.values())[:n_items]
+    some = list({item.case.subject: item for item in items.items}.values())[:SUBJECTS]
     order = np.argsort(-np.abs(heads.mean).ravel(), kind="stable")
     tried = [divmod(int(i), heads.mean.shape[1]) for i in order[: candidates or max(2 * k, order.size // 10)]]
     targets = torch.tensor([item.tok_mem if direction == "memory" else item.tok_ctx for item in some])

@@ -79,12 +79,6 @@ class Fit:
         times = np.asarray(t, float)
         return np.where(times >= 1, family.curve(np.maximum(times, 1), *self.parameters.values()), np.nan)
 
-    def half_time(self, horizon: float) -> float:
-        """The first t at which the curve is at one half; infinity beyond three times `horizon`."""
-        grid = np.linspace(1, 3 * horizon, 3001)
-        below = np.flatnonzero(self.at(grid) <= 0.5)
-        return float(grid[below[0]]) if below.size else _INF
-
 
 def fit_forgetting(t: Sequence[float], items: np.ndarray, *, resamples: int = 200, seed: int = 0) -> list[Fit]:
     """All families that the number of times allows, best AICc first; none if nothing changes.
