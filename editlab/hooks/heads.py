@@ -79,7 +79,7 @@ class HeadGains:
     def pruning(cls, heads: Iterable[Head], means: Mapping[Head, Tensor] | None = None) -> HeadGains:
         """Prune these heads: by zero, or by their means where given."""
         heads = list(heads)
-        return cls(dict.fromkeys(heads, 0.0), {h: means[h] for h in heads} if means else {})
+        return cls(dict.fromkeys(heads, 0.0), {h: means[h] for h in heads if h in means} if means else {})
 
     @property
     def changed(self) -> dict[Head, float]:

@@ -123,6 +123,10 @@ def test_a_mean_goes_into_the_bias_or_is_refused() -> None:
         assert not torch.allclose(want, under(lm.pristine(), HeadGains.pruning([(1, 2)])), atol=1e-2)
         lm.undo()
         assert lm.state_hash == before
+        # Beside a head that has none.
+        want = under(lm, HeadGains.pruning([(1, 2), (1, 0)], means))
+        lm.prune_heads([(1, 2), (1, 0)], means=means)
+        assert torch.allclose(last(lm), want, atol=1e-4)
     with pytest.raises(ConfigError, match="no bias to put it in"):
         make_lm("llama").prune_heads([(1, 2)], means=means)
 
