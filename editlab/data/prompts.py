@@ -12,7 +12,7 @@ def read_prompts(path: Path) -> list[str]:
     """A prompt a line of a .txt file, empty lines left out; of any other file the prompts of its facts.
 
     Raises:
-        ConfigError: the file cannot be read, or has no prompt. DataError: it is no file of facts.
+        ConfigError: the file cannot be read, or has no prompt. RequestError: it is no file of facts.
     """
     if path.suffix != ".txt":
         return [fact.text for fact in load_facts(path)]

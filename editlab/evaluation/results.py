@@ -35,7 +35,7 @@ class Line:
 
     @property
     def card(self) -> Any:
-        """The metric's card; that of a harness task for "lm_eval/..."."""
+        """The metric's card; UnknownName is raised for "lm_eval/...", whose tasks have none."""
         return metrics.find(self.metric.split("[")[0]).card
 
     @property
@@ -198,5 +198,5 @@ def _cells(line: Line) -> tuple[str, ...]:
 
 
 def number(x: float) -> str:
-    """Four significant digits; a dash where there is nothing."""
+    """Four significant digits, or one decimal from 1000 on; a dash where there is nothing."""
     return "-" if not math.isfinite(x) else f"{x:.4g}" if abs(x) < 1000 else f"{x:.1f}"

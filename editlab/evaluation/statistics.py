@@ -18,7 +18,7 @@ class Estimate:
 
     Attributes:
         n: items it rests on. method: "wilson", "bootstrap" or "nested bootstrap" (percentile, over items; nested: over
-            groups too), "" with fewer than two items.
+            groups too), "" without an interval: fewer than two items that are more than yes or no, or not finite.
     """
 
     mean: float

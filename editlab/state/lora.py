@@ -1,7 +1,7 @@
 """Edits as a LoRA adapter in PEFT's file format.
 
-A low-rank delta is already a product B A, so the adapter is exact: rank = the sum of the deltas' ranks on a
-parameter, alpha = rank, so that PEFT's scale is one.
+A low-rank delta is already a product B A, so the adapter is the edit but for what float32 factors round: rank = the sum
+of the deltas' ranks on a parameter, alpha = rank, so that PEFT's scale is one.
 """
 
 from __future__ import annotations

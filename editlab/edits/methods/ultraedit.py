@@ -51,7 +51,7 @@ class Config(MethodConfig):
 
 
 def compute(lm: LM, facts: list[Fact], config: Config, on_step: OnStep = silent) -> Edit:
-    """The changes of the MLPs' first matrices that the targets' gradients ask for.
+    """The changes of the down projections that the targets' gradients ask for.
 
     Raises:
         RequestError: there is no fact. ConfigError: there is no such layer. EditFailed: the system cannot be solved.
