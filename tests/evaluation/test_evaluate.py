@@ -180,6 +180,24 @@ def test_a_report_shows_rewrite_paraphrases_neighbours_and_locality(lm: LM) -> N
     assert [s.asked.kind for s in score_facts(lm, [fact])[0]] == ["rewrite", "paraphrase", "neighbour", "locality"]
 
 
+def test_models_are_asked_for_answers_where_a_metric_needs_them_and_nowhere_else(
+    lm: LM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts: list[str] = []
+
+    def say(self: LM, texts: list[str], *args: Any, **options: Any) -> list[str]:
+        prompts.extend(texts)
+        return [" Rome. What else?"] * len(texts)
+
+    monkeypatch.setattr(LM, "generate", say)
+    found = lm.evaluate(FACTS[:1], metrics=("efficacy_exact", "paraphrase_said"), **FEW)
+    assert found["efficacy_exact"].edited.mean == found["paraphrase_said"].edited.mean == 1
+    assert set(prompts) == {FACTS[0].text, *FACTS[0].paraphrases}
+    prompts.clear()
+    lm.evaluate(FACTS[:1], metrics=("efficacy", "paraphrase"), **FEW)
+    assert not prompts
+
+
 def test_marks_along_a_sequence() -> None:
     assert steps(0) == [0]
     assert steps(1) == [0, 1]
