@@ -66,7 +66,8 @@ class Inputs:
 
     def some(self, which: Tensor) -> Inputs:
         """Those of the texts `which`."""
-        place = torch.full((self.n,), -1).scatter(0, which, torch.arange(len(which)))[self.owner]
+        order = torch.arange(len(which), device=self.owner.device)
+        place = self.owner.new_full((self.n,), -1).scatter(0, which, order)[self.owner]
         kept = place >= 0
         return Inputs(self.x[kept], self.plain[kept], place[kept], len(which))
 
@@ -88,7 +89,7 @@ _KEPT: OrderedDict[tuple[Any, ...], Inputs] = OrderedDict()
 def kept_inputs_of(lm: LM, layer: int, texts: Sequence[str]) -> Inputs:
     """`inputs_of`, without this layer's own memory; kept for the next edit of the same weights (the latest two)."""
     others = lm.routes.digest if lm.routes.layers.keys() - {lm.adapter.layers[layer].down} else ""
-    key = (lm.weights_hash, lm.tokenizer_hash, others, layer, tuple(texts))
+    key = (lm.weights_hash, str(lm.device), lm.tokenizer_hash, others, layer, tuple(texts))
     found = _KEPT.get(key)  # another thread may drop it at any time
     if found is None:
         with lm.routes.off(lm.adapter.layers[layer].down):

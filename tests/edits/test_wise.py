@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_lm import make_lm
+from torch.overrides import TorchFunctionMode
 
 from editlab import LM, Fact
 from editlab.edits.methods.wise import Config
@@ -308,6 +309,31 @@ def test_indicators_of_some_texts_are_those_of_each_alone() -> None:
         largest = together.indicator(change, relative=relative, largest=True).tolist()
         assert largest == pytest.approx(alone, rel=1e-4)
     assert isinstance(together, Inputs)
+
+
+class OnADevice(TorchFunctionMode):
+    """Refuses tensors that are made where torch's default is: on a GPU they would not meet the others."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.arange, torch.full, torch.zeros, torch.ones, torch.tensor):
+            assert kwargs and kwargs.get("device") is not None, func.__name__
+        return func(*args, **(kwargs or {}))
+
+
+def test_some_of_the_texts_are_chosen_on_the_device_of_all() -> None:
+    inputs, which = inputs_of(make_lm("gpt2"), 1, FAR), torch.tensor([2, 0])
+    with OnADevice():
+        assert inputs.some(which).n == 2
+
+
+def test_inputs_are_kept_by_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = make_lm("gpt2")
+    here = kept_inputs_of(lm, 1, FAR)
+    assert kept_inputs_of(lm, 1, FAR) is here
+    elsewhere = replace(here, n=1)
+    monkeypatch.setattr("editlab.edits.side_training.inputs_of", lambda *args: elsewhere)
+    monkeypatch.setattr(LM, "device", torch.device("meta"))
+    assert kept_inputs_of(lm, 1, FAR) is elsewhere
 
 
 @pytest.mark.parametrize("indicator", ["relative", "absolute", "reference"])

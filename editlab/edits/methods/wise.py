@@ -259,7 +259,7 @@ def _one(
     # Earlier edits' neighbours must stay quiet too; a few of them, others each time.
     hard = near(fact, subjects(), config.near, seed=config.seed)
     hard += [text for f in again for text in near(f, subjects(), min(1, config.near), seed=memory.number)]
-    neighbours = inputs_of(lm, layer, hard) if hard else negatives.some(torch.arange(0))
+    neighbours = inputs_of(lm, layer, hard) if hard else negatives.some(torch.arange(0, device=lm.device))
     here = memory.prompts.get(shard, [])
     others = [x for n, inputs in memory.prompts.items() if n != shard for x in inputs]
     others = others if config.mode == "retrieve" else []
