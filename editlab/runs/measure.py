@@ -22,16 +22,16 @@ def edit_and_measure(
 ) -> EditReport:
     """One edit, kept in the ledger, with every prompt scored before and after it.
 
-    A fact without paraphrases or neighbours gets suggested ones, marked as such.
+    A fact without paraphrases or neighbours is shown with suggested ones, marked as such; they become no part of it.
     """
-    fact, no_paraphrases, no_neighbours = with_suggestions(fact)
+    shown, no_paraphrases, no_neighbours = with_suggestions(fact)
     suggested = ["paraphrase"] * no_paraphrases + ["neighbour"] * no_neighbours
-    before = score_facts(lm, [fact])[0]
+    before = score_facts(lm, [shown])[0]
     started = time.perf_counter()
     entry = lm.edit(fact, method, on_step=on_step, **(config or {}))
     seconds = time.perf_counter() - started
-    after = score_facts(lm, [fact])[0]
-    return EditReport(entry, fact, compare(fact, before, after, suggested), seconds)
+    after = score_facts(lm, [shown])[0]
+    return EditReport(entry, fact, compare(shown, before, after, suggested), seconds)
 
 
 @dataclass(frozen=True)
