@@ -698,6 +698,22 @@ def test_the_codebook_by_hand() -> None:
     assert [(float(c.key), c.radius, float(c.value)) for c in codes] == [(0, 1.5, 7.0), (10, 1.0, 0.0)]
     _add(codes, code(8.5, 3))  # near the second, another target: they share the way between them
     assert [c.radius for c in codes] == pytest.approx([1.5, 0.75, 0.75], abs=1e-4)
+    _add(codes, code(8.5, 4, value=9))  # on the third, another target: it is overwritten
+    assert [(float(c.key), c.target, float(c.value)) for c in codes[2:]] == [(8.5, (4,), 9.0)]
+    assert codes[2].radius == pytest.approx(0.75, abs=1e-4)
+
+
+def test_a_prompt_that_is_given_another_answer_says_that() -> None:
+    lm = make_lm("llama")
+    settings = {"layer": 1, "lr": 0.5, "steps": 20}
+    lm.edit(FACTS[0], "grace", **settings)
+    lm.edit(FACTS[0].model_copy(update={"target_new": "harp"}), "grace", **settings)
+    assert lm.route([FACTS[0].text, *FAR]).to_pandas()["answers"].tolist() == ["key 0", "model", "model", "model"]
+    pairs = [(FACTS[0].text, "harp"), (FACTS[0].text, FACTS[0].target_new)]
+    new, old = (scored.nll for scored in force(lm, pairs))
+    assert new < force(make_lm("llama"), pairs)[0].nll - 0.3
+    lm.undo()
+    assert force(lm, pairs)[1].nll < old
 
 
 def test_a_codebook_answers_at_its_key_and_nowhere_else() -> None:

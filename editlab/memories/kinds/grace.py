@@ -4,6 +4,7 @@ A key is the module's input at the last token of an edit's prompt; it answers wi
 codebook is what the edits give one after the other, for a new key at distance d from the nearest one:
 
     farther than both radii          it is added with the first radius
+    on it                            the nearest key takes the new value and the new target
     within, for the same target      the nearest key's radius grows to d, and takes the new value
     within, for another target       it is added, and the two radii meet half way
 """
@@ -67,6 +68,9 @@ def _add(codes: list[Code], new: Code) -> None:
         distances = torch.stack([(code.key - new.key).norm() for code in codes])
         nearest, d = codes[int(distances.argmin())], float(distances.min())
         if d <= new.radius + nearest.radius:
+            if d <= 2 * HALF:  # no room for two balls: the prompt was given another answer
+                nearest.value, nearest.target = new.value, new.target
+                return
             if nearest.target == new.target:
                 nearest.radius, nearest.value = max(nearest.radius, d), new.value
                 return
