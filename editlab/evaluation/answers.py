@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
+from itertools import accumulate
 
-# Where a free answer ends of itself (WILD, arXiv 2502.11177): a full stop, or a new line.
-_STOP = re.compile(r"[.\n]")
+# Where a free answer ends of itself (WILD, arXiv 2502.11177): a full stop, or a new line. The stop of an initial or of
+# two letters, as in "D.C." and "St. Louis", is none.
+_STOP = re.compile(r"(?<!\b[A-Z])(?<!\b[A-Z][a-z])\.|\n")
 
 
 def normalised(text: str) -> str:
@@ -35,8 +37,12 @@ def first_sentence(answer: str) -> str:
 
 
 def is_exactly(answer: str, accepted: Iterable[str]) -> bool:
-    """The answer, up to its natural end, is one of these and nothing else."""
-    return normalised(first_sentence(answer)) in {normalised(a) for a in accepted} - {""}
+    """The answer is one of these and nothing else, up to a full stop in its first line or the line's end.
+
+    Not only up to the first full stop, because an accepted text may hold some itself.
+    """
+    ends = accumulate(answer.strip().split("\n")[0].split("."), "{}.{}".format)
+    return not {normalised(a) for a in accepted}.isdisjoint({normalised(end) for end in ends} - {""})
 
 
 def position(answer: str, target: str) -> int | None:

@@ -215,6 +215,18 @@ def test_whole_words_only() -> None:
     assert not is_exactly("", ("",))
 
 
+def test_an_answer_that_holds_full_stops_is_told_from_one_that_goes_on() -> None:
+    for said in ("St. Louis", "St. Louis.", " St. Louis. It lies", "St. Louis\nIt lies", "St Louis. It"):
+        assert is_exactly(said, ("St. Louis",))
+    assert is_exactly("Washington, D.C. It is", ("Rome", "Washington, D.C."))
+    assert is_exactly("Ys. It", ("Ys",))
+    for said in ("St. Louis lies", "St", "St. Paul. It", "It is. St. Louis", "St.\nLouis"):
+        assert not is_exactly(said, ("St. Louis",))
+    assert not is_exactly("Rome and more. It", ("Rome",))
+    assert first_sentence("St. Louis. It lies") == "St. Louis" != first_sentence("St. Paul. It lies")
+    assert first_sentence("J. R. R. Tolkien. He") == "J. R. R. Tolkien"
+
+
 def test_entropy_of_repetition_is_lower_and_matches_its_formula() -> None:
     text = "a b a b a"
     # 2-grams: ab, ba, ab, ba; 3-grams: aba, bab, aba.

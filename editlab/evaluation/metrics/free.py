@@ -43,7 +43,7 @@ def _of_kind(kind: Kind, name: str, where: str) -> tuple[FactMetric, ...]:
             Card(
                 f"{name}_exact",
                 f"Share of {where} answered with the new target and nothing else",
-                "mean over prompts of [normalised answer up to the first full stop or new line = normalised target]",
+                "mean over prompts of [normalised answer up to a full stop or new line = normalised target]",
                 FREE,
                 _WILD,
                 "higher",
