@@ -65,23 +65,25 @@ class AttentionTap(AbstractContextManager["AttentionTap"]):
     def __enter__(self) -> AttentionTap:
         config = self.model.config
         before = config._attn_implementation
-        if self.is_read_only:
-            # Falcon refuses `set_attn_implementation`; its code reads the config at each call.
-            self._stack.callback(setattr, config, "_attn_implementation", before)
-            config._attn_implementation = "eager"
-            self._stack.callback(
-                self.model.register_forward_pre_hook(
-                    lambda m, args, kwargs: (args, {**kwargs, "output_attentions": True}), with_kwargs=True
-                ).remove
-            )
-            for module, layer in self.layer_of.items():
-                self._stack.callback(module.register_forward_hook(self._reading(layer)).remove)
-        else:
-            outer = next((tap for tap in _OPEN.get() if tap.model is self.model), None)
-            self._before = outer._before if outer else before
-            self._stack.callback(self._close)
-            _OPEN.set((self, *_OPEN.get()))
-            self.model.set_attn_implementation(_known_to_transformers())
+        with ExitStack() as stack:
+            if self.is_read_only:
+                # Falcon refuses `set_attn_implementation`; its code reads the config at each call.
+                stack.callback(setattr, config, "_attn_implementation", before)
+                config._attn_implementation = "eager"
+                stack.callback(
+                    self.model.register_forward_pre_hook(
+                        lambda m, args, kwargs: (args, {**kwargs, "output_attentions": True}), with_kwargs=True
+                    ).remove
+                )
+                for module, layer in self.layer_of.items():
+                    stack.callback(module.register_forward_hook(self._reading(layer)).remove)
+            else:
+                outer = next((tap for tap in _OPEN.get() if tap.model is self.model), None)
+                self._before = outer._before if outer else before
+                stack.callback(self._close)
+                _OPEN.set((self, *_OPEN.get()))
+                self.model.set_attn_implementation(_known_to_transformers())
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exc: object) -> None:

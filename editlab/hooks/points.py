@@ -176,17 +176,23 @@ def select(at: At, frame: Frame) -> tuple[Tensor, Tensor] | None:
         return None
     mask, device = frame.mask, frame.mask.device
     if frame.is_decode:
-        if at == -1:
+        if isinstance(at, int) and at == -1:
             return torch.arange(frame.n_rows, device=device), torch.full(
                 (frame.n_rows,), frame.width - 1, device=device
             )
-        raise ConfigError("While decoding only at=None or at=-1 (the new token) can be meant.")
+        raise ConfigError(
+            "While decoding there is one new token, and `at` names others.",
+            "Use at=None or at=-1, or run the prompt alone.",
+        )
     first, lengths = mask.argmax(-1), mask.sum(-1)
     rows = torch.arange(frame.n_rows, device=device)
     if isinstance(at, int):
         inside = (lengths > at) if at >= 0 else (lengths >= -at)
         if not bool(inside.all()):
-            raise ConfigError(f"Position {at} lies outside the shortest text ({int(lengths.min())} tokens).")
+            raise ConfigError(
+                f"Position {at} lies outside the shortest text ({int(lengths.min())} tokens).",
+                "Use a position that every text has, or a bool mask.",
+            )
         cols = first + at + (0 if at >= 0 else lengths)
     elif isinstance(at, slice):
         wanted = [list(range(*at.indices(int(n)))) for n in lengths]
@@ -201,11 +207,16 @@ def select(at: At, frame: Frame) -> tuple[Tensor, Tensor] | None:
             raise ConfigError("A tensor of positions needs one entry per row.", "Use an int for all rows.")
         if at.dtype == torch.bool:
             if at.shape != mask.shape:
-                raise ConfigError(f"The mask has shape {tuple(at.shape)}, the batch {tuple(mask.shape)}.")
+                raise ConfigError(
+                    f"The mask has shape {tuple(at.shape)}, the batch {tuple(mask.shape)}.",
+                    "Mark tokens in the batch's padded frame.",
+                )
             rows, cols = at.nonzero(as_tuple=True)
         else:
             if at.shape[:1] != rows.shape:
-                raise ConfigError(f"{at.shape[0]} positions were given for {len(rows)} rows.")
+                raise ConfigError(
+                    f"{at.shape[0]} positions were given for {len(rows)} rows.", "Give one entry per row, or an int."
+                )
             cols = at
     if cols.dim() == 2:
         rows = rows[:, None]

@@ -76,6 +76,7 @@ class Session(AbstractContextManager["Session"]):
         self._is_open = False
         self._thread = 0
         self._tap: AttentionTap | None = None
+        self._is_tapped = False
 
     # -- life cycle ---------------------------------------------------------------------------------
 
@@ -97,7 +98,7 @@ class Session(AbstractContextManager["Session"]):
         self._wishes.clear()
         self._hooks.clear()
         self._block_inputs.clear()
-        self._tap = None
+        self._tap, self._is_tapped = None, False
         self._frame = None
 
     # -- wishes -------------------------------------------------------------------------------------
@@ -373,8 +374,7 @@ class Session(AbstractContextManager["Session"]):
 
     def _attention_tap(self) -> AttentionTap:
         if self._tap is None:
-            self._check_open()
-            self._tap = self._stack.enter_context(AttentionTap(self.model, self.adapter, self._at_attention))
+            self._tap = AttentionTap(self.model, self.adapter, self._at_attention)
         return self._tap
 
     def _check_open(self) -> None:
@@ -387,6 +387,9 @@ class Session(AbstractContextManager["Session"]):
         for wish in wishes:
             if wish.point is None and wish.at is not None:
                 raise ConfigError(f"Site '{wish.site}' takes no `at`.", "Index the tensor's query and key positions.")
+        if not self._is_tapped and any(wish.point is None for wish in wishes):
+            self._stack.enter_context(self._attention_tap())
+            self._is_tapped = True
         for wish in wishes:
             if wish.site == "resid_mid" and wish.layer is not None:
                 block_input = Point(self.adapter.layers[wish.layer].block, "in")

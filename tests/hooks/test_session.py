@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from editlab.errors import ConfigError, RequestError, SiteNotReached, SiteUnavailable, StaleState, UnknownName
 from editlab.hooks.adapter import ModelAdapter
+from editlab.hooks.attention import _OPEN
 from editlab.hooks.batch import Batch, pad_rows
 from editlab.hooks.cone import Cone
 from editlab.hooks.detect import detect
@@ -473,6 +474,56 @@ def test_wishes_that_make_no_sense_are_refused_before_the_run(llama: Found) -> N
         assert leftovers(s.model) == inside
     with Session(*find("phi")) as s, pytest.raises(SiteUnavailable, match="in parallel"):
         s.capture("resid_mid", 1)
+
+
+@pytest.mark.parametrize("family", ["llama", "falcon"])
+def test_a_wish_that_is_refused_opens_no_attention_tap(family: str) -> None:
+    model, adapter = find(family)
+    with Session(model, adapter) as s:
+        inside, before = leftovers(model), model.config._attn_implementation
+        for call in (
+            lambda: s.capture("pattern", [0, 99]),
+            lambda: s.capture("pattern", 0, at=-1),
+            lambda: s.patch("pattern", 0, 0.0, at=-1),
+        ):
+            with pytest.raises(ConfigError):
+                call()
+            assert (leftovers(model), model.config._attn_implementation, _OPEN.get()) == (inside, before, ())
+
+
+@pytest.mark.parametrize(
+    ("family", "fails"), [("llama", "set_attn_implementation"), ("falcon", "register_forward_pre_hook")]
+)
+def test_a_tap_that_cannot_be_opened_leaves_the_model_as_it_was(
+    family: str, fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, adapter = find(family)
+    before, real = model.config._attn_implementation, getattr(model, fails)
+    with Session(model, adapter) as s, torch.no_grad():
+        answers = iter([RuntimeError("no"), None])
+
+        def once(*args: Any, **kwargs: Any) -> Any:
+            error = next(answers, None)
+            if error:
+                raise error
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(model, fails, once)
+        with pytest.raises(RuntimeError, match="no"):
+            s.capture("pattern", 1)
+        assert (model.config._attn_implementation, _OPEN.get()) == (before, ())
+        s.capture("pattern", 1)
+        assert s.run(batch_of())["pattern", 1].shape[1] == adapter.n_heads
+    assert (leftovers(model), model.config._attn_implementation, _OPEN.get()) == ([], before, ())
+
+
+def test_columns_are_no_positions_while_decoding(llama: Found) -> None:
+    batch = batch_of()
+    for at in (batch.last, [1, 2, 3], slice(0, 1)):
+        with Session(*llama) as s:
+            s.capture("mlp_out", 1, at=at)
+            with pytest.raises(ConfigError, match=r"one new token.*at=-1"):
+                s.generate(batch, 2)
 
 
 def test_naming_no_head_changes_nothing(llama: Found) -> None:
