@@ -18,12 +18,13 @@ def undo_and_replay(lm: LM, id: str, on_step: OnStep) -> Entry:
 
     Entries without requests (pruned heads) rest on no state and are put back as they were.
     """
+    before = list(lm.ledger)
     removed = lm.ledger.remove(id)
-    ids = [e.id for e in lm.ledger]
-    later = [e for e in lm.ledger.active if ids.index(e.id) > ids.index(id)]
-    for e in later:
-        lm.ledger.remove(e.id)
     try:
+        ids = [e.id for e in before]
+        later = [e for e in lm.ledger.active if ids.index(e.id) > ids.index(id)]
+        for e in later:
+            lm.ledger.remove(e.id)
         for e in later:
             edit = e.edit
             if edit.requests:
@@ -31,8 +32,6 @@ def undo_and_replay(lm: LM, id: str, on_step: OnStep) -> Entry:
                 edit = engine(lm, edit.method, edit.config)(facts, on_step)
             lm.ledger.replace(e.id, edit)
     except BaseException:
-        for e in later:
-            lm.ledger.replace(e.id, e.edit)
-        lm.ledger.redo(id)
+        lm.ledger.restore(before)
         raise
     return removed

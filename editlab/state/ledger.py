@@ -152,7 +152,7 @@ class Ledger:
             edit = self._checked(edit)
             entry_id, number = self._fresh_id(edit)
             entry = self._entry(entry_id, edit, below=self.active)
-            self._commit([*self._entries, entry], edit.deltas, must_change=edit)
+            self._commit([*self._entries, entry], edit.deltas, must_change=entry_id)
             self._next = number + 1
             return self[entry_id]
 
@@ -187,7 +187,7 @@ class Ledger:
             below = [e for e in self._entries[:at] if e.is_active]
             entries = [*self._entries[:at], self._entry(entry_id, edit, below), *self._entries[at + 1 :]]
             touched = dict.fromkeys([*old.edit.deltas, *edit.deltas])
-            self._commit(entries, touched, must_change=edit)
+            self._commit(entries, touched, must_change=entry_id)
             return self[entry_id]
 
     def adopt(self, entries: Iterable[Entry]) -> list[Entry]:
@@ -210,6 +210,12 @@ class Ledger:
             numbers = [int(m[1]) for e in new if (m := re.match(r"e(\d{1,9})-", e.id))]
             self._next = max([self._next, *(n + 1 for n in numbers)])
             return [self[e.id] for e in new]
+
+    def restore(self, entries: Iterable[Entry]) -> None:
+        """Go back to entries that this ledger held before, with their states and what they were solved on."""
+        with self.view.lock:
+            before = list(entries)
+            self._commit(before, dict.fromkeys(n for e in [*self._entries, *before] for n in e.edit.deltas))
 
     def clear(self) -> None:
         """Forget every entry; the weights are the base's own again."""
@@ -313,15 +319,20 @@ class Ledger:
                 delta.apply_to(total)
             return total.to(base.device, base.dtype)
 
-    def _commit(self, entries: list[Entry], touched: Iterable[str], must_change: Edit | None = None) -> None:
-        """Make `entries` the ledger and the weights theirs, or raise and leave both as they were."""
+    def _commit(self, entries: list[Entry], touched: Iterable[str], must_change: str = "") -> None:
+        """Make `entries` the ledger and the weights theirs, or raise and leave both as they were.
+
+        Args:
+            touched: the parameters whose value may be another one. must_change: id of an entry that must change some.
+        """
         active = [e for e in entries if e.is_active]
         values = {name: self._weight(name, active) for name in touched}
-        if must_change is not None and must_change.routing is None:
-            without = [e for e in active if e.edit is not must_change]
+        edit = next((e.edit for e in active if e.id == must_change), None)
+        if edit is not None and edit.routing is None:
+            without = [e for e in active if e.id != must_change]
             if all(self._is_same(name, values[name], without) for name in values):
                 raise EditFailed(
-                    f"The edit changed no weights: what {must_change.method} would add is zero, "
+                    f"The edit changed no weights: what {edit.method} would add is zero, "
                     "or too small for the weights' dtype.",
                     "Check the request, or load the model in float32.",
                 )

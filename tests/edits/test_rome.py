@@ -9,6 +9,7 @@ import torch
 from conftest import FAMILIES, dense
 from tiny_lm import make_lm, make_tokenizer
 
+from editlab.edits import replay
 from editlab.edits.keys import states_at
 from editlab.edits.methods.rome import Config
 from editlab.edits.preserve import preserving
@@ -229,6 +230,27 @@ def test_undo_with_replay_is_as_if_the_edit_had_never_been(quick):
     assert lm.state_hash == other.state_hash
     lm.redo(a.id)
     assert lm.state_hash != other.state_hash and len(lm.ledger.active) == 2
+
+
+def test_a_replay_that_fails_leaves_the_ledger_as_it_was(quick, monkeypatch):
+    lm = make_lm("llama")
+    a = lm.edit(ROW, **quick)
+    for subject in ("Elsewhere", "Thule"):
+        lm.edit({**ROW, "subject": subject, "target_new": "Oslo"}, **quick)
+    before, state = [vars(e) for e in lm.ledger], lm.state_hash
+    solve, solved = replay.engine, []
+
+    def once(*args):
+        if solved:
+            raise EditFailed("The optimiser diverged.")
+        solved.append(args)
+        return solve(*args)
+
+    monkeypatch.setattr(replay, "engine", once)
+    with pytest.raises(EditFailed, match="diverged"):
+        lm.undo(a.id, replay=True)
+    assert [vars(e) for e in lm.ledger] == before and not any(e["solved_elsewhere"] for e in before)
+    assert lm.state_hash == state
 
 
 @pytest.mark.parametrize(

@@ -285,6 +285,37 @@ def test_an_edit_that_changes_no_bit_is_refused_and_not_recorded() -> None:
     assert_same(weights_of(view), before)
 
 
+def test_the_same_edit_again_is_refused_where_it_changes_no_bit() -> None:
+    view = WeightView(gpt2())
+    ledger = Ledger(view)
+    rows, cols = view.base(DOWN).shape
+    pruning = Edit("m", {}, [], {DOWN: Delta.gain(torch.tensor([0.0] + [1.0] * (rows - 1)), 0, cols)})
+    first = ledger.apply(pruning)
+    for again in (lambda: ledger.apply(pruning), lambda: ledger.apply(Edit("m", {}, [], pruning.deltas))):
+        with pytest.raises(EditFailed, match="changed no weights"):
+            again()
+    adding = an_edit(view, [DOWN], 1)
+    ledger.apply(adding)
+    ledger.apply(adding)
+    ledger.replace(first.id, pruning)
+    assert len(ledger.active) == 3
+
+
+def test_restoring_brings_entries_back_with_all_that_they_say_of_themselves() -> None:
+    view = WeightView(gpt2())
+    ledger = Ledger(view)
+    for seed in range(3):
+        ledger.apply(an_edit(view, [DOWN], seed))
+    ledger.remove(next(iter(ledger)).id)
+    before, weights = list(ledger), weights_of(view)
+    assert [e.solved_elsewhere for e in before] == [False, True, True]
+    ledger.replace(before[1].id, an_edit(view, [GPT2_WEIGHTS[1]], 7))
+    ledger.redo(before[0].id)
+    ledger.restore(before)
+    assert [vars(e) for e in ledger] == [vars(e) for e in before]
+    assert_same(weights_of(view), weights)
+
+
 @pytest.mark.parametrize(
     ("name", "delta", "kind", "words"),
     [
