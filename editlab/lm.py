@@ -85,6 +85,7 @@ class LM(Reader):
 
         Raises:
             ModelError: it is missing, incomplete, not supported, or larger than what is free.
+            PackError: the side memories in its folder are damaged.
         """
         from editlab.models.load import load
 
@@ -100,8 +101,9 @@ class LM(Reader):
         )
         lm = object.__new__(cls)
         lm._start(lambda: WeightView(found.model), lambda: found.tokenizer, found.name, None)
-        if name_or_path is not None and (Path(name_or_path) / MEMORIES).is_dir():
-            lm.load_edits(Path(name_or_path) / MEMORIES)
+        if (found.path / MEMORIES).is_dir():
+            # Made for the weights that lie beside it, whichever dtype they are read in.
+            apply_pack(read_pack(found.path / MEMORIES), lm.ledger, force=True)
         return lm
 
     def __repr__(self) -> str:
@@ -336,12 +338,8 @@ class LM(Reader):
         with self._lock:
             self.model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
-            routed = [e.edit for e in self.ledger.active if e.edit.routing is not None]
-        if routed:
-            saved = LM.from_pretrained(folder)
-            for edit in routed:
-                saved.ledger.apply(edit)
-            saved.save_edits(folder / MEMORIES)
+            if any(e.edit.routing is not None for e in self.ledger.active):
+                save_pack(folder / MEMORIES, self.on_own_weights().ledger, str(folder))
         return folder
 
     # -- other libraries ----------------------------------------------------------------------------

@@ -44,7 +44,7 @@ _TOKENIZER_FILES = (
     "tekken.json",
 )
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
-_HUB_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors"]
+_HUB_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors", "memories/*.safetensors"]
 _HUB_SKIPPED = ["onnx/*", "original/*", "*.onnx"]
 
 

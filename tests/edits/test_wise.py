@@ -629,6 +629,26 @@ def test_a_saved_model_has_its_memories_when_it_is_loaded(quick: dict[str, Any],
     assert torch.equal(again.forward(batch), lm_without(lm).forward(batch))
 
 
+@pytest.mark.parametrize("saved", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "auto"])
+def test_a_saved_model_has_its_memories_in_whichever_dtype_it_is_loaded(
+    saved: torch.dtype, dtype: str, quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = make_lm("llama", dtype=saved)
+    lm.edit(FACTS[0], "ft", layer=0, lr=0.01, norm_constraint=0.05, steps=3)
+    lm.edit(FACTS[1], "wise", **quick)
+    with monkeypatch.context() as m:  # what it is made of may have needed options to load
+        m.setattr(LM, "from_pretrained", None)
+        lm.save_pretrained(tmp_path / "model")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    again = LM.from_pretrained("~/model", dtype=dtype)
+    assert [e.edit.method for e in again.ledger.active] == ["wise"]
+    if again.model.dtype == saved == torch.float32:  # (another dtype has other rotary tables once it is loaded)
+        batch = lm.encode([f.text for f in FACTS] + FAR)
+        assert torch.equal(again.forward(batch), lm.forward(batch))
+    assert again.route(FACTS[1].text).to_pandas()["answers"].tolist() != ["model"]
+
+
 def lm_without(lm: LM) -> LM:
     twin = lm.fork()
     twin.undo(twin.ledger.active[-1].id)

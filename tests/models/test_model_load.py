@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 import huggingface_hub.constants
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
 from editlab.errors import ConfigError, ModelError
+from editlab.lm import MEMORIES
 from editlab.models.convert import convert_gguf
-from editlab.models.load import load
+from editlab.models.load import _HUB_FILES, _HUB_SKIPPED, load
 from editlab.models.registry import Entry
 
 if TYPE_CHECKING:
@@ -119,6 +121,17 @@ def test_the_hub_cache_is_used_without_asking_the_hub(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     loaded = load("someone/else")
     assert (loaded.path, loaded.revision) == (snapshot, commit)
+
+
+def test_of_the_hub_all_of_a_saved_model_with_side_memories_is_wanted() -> None:
+    wanted = [
+        "config.json",
+        "model-00001-of-00002.safetensors",
+        f"{MEMORIES}/pack.json",
+        f"{MEMORIES}/edits.safetensors",
+    ]
+    files = [*wanted, "onnx/model.safetensors", "pytorch_model.bin", "other/edits.safetensors"]
+    assert list(filter_repo_objects(files, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_SKIPPED)) == wanted
 
 
 def test_dtypes(folder: Path) -> None:
