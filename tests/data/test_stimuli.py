@@ -57,6 +57,10 @@ def test_texts_of_ones_own(tmp_path: Path) -> None:
             read_stimuli(lines)
     with pytest.raises(ConfigError, match="There is no file"):
         read_stimuli(tmp_path / "none.txt")
+    for name in ("broken.txt", "broken.csv", "broken.jsonl", "broken.parquet"):
+        (tmp_path / name).write_bytes("text\nBogotá\nMalmö\n".encode("latin-1"))
+        with pytest.raises(ConfigError, match=r"cannot be read.*UTF-8"):
+            read_stimuli(tmp_path / name)
     rows.write_text('{"words": "x"}')
     with pytest.raises(ConfigError, match="no column 'text'"):
         read_stimuli(rows)

@@ -205,9 +205,12 @@ def read_stimuli(path: Path, n: int | None = None, seed: int = 0) -> Stimuli:
         n: at most so many pairs.
 
     Raises:
-        ConfigError: no such file or column, fewer than two texts, or a text that occurs twice.
+        ConfigError: no such file or column, a damaged file, fewer than two texts, or a text that occurs twice.
     """
-    rows = _read_rows(path)
+    try:
+        rows = _read_rows(path)
+    except (OSError, ValueError) as error:  # ValueError: it is no UTF-8, or no table
+        raise ConfigError(f"'{path}' cannot be read: {error}.", "Give a table, or a text file in UTF-8.") from None
     texts = [t for row in rows for t in row]
     if len(set(texts)) < len(texts):
         twice = next(t for t in texts if texts.count(t) > 1)
@@ -230,5 +233,4 @@ def _read_rows(path: Path) -> list[tuple[str, ...]]:
         table = read_table(path)
         columns = ["text", "foil"] if "foil" in table else ["text"]
         return [tuple(str(v).strip() for v in row) for row in table[columns].dropna().itertuples(index=False)]
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    return [(line.strip(),) for line in lines if line.strip()]
+    return [(line.strip(),) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
