@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 STATES = ("base", "edited")
+NAME = "evaluation.json"
 
 
 @dataclass(frozen=True)
@@ -127,14 +128,21 @@ class Evaluation:
         table = html_table(head, (_cells(line) for line in self.lines))
         return f"{table}<p>{html.escape(self.caption)}</p>"
 
-    def save(self, folder: Path) -> Path:
-        """Write results.parquet, prompts.parquet, matrix.parquet and, last, evaluation.json."""
+    def save(self, folder: str | Path) -> Path:
+        """Write results.parquet, prompts.parquet, matrix.parquet and, last, evaluation.json; the folder.
+
+        Raises:
+            ConfigError: an evaluation is there already.
+        """
+        folder = Path(folder)
+        if (folder / NAME).exists():
+            raise ConfigError(f"'{folder}' holds an evaluation already.", "Choose another folder.")
         folder.mkdir(parents=True, exist_ok=True)
         tables = {"results": self.items, "prompts": self.prompts, "matrix": self.matrix}
         for name, table in tables.items():
             if table is not None:
                 write_whole(folder / f"{name}.parquet", partial(table.to_parquet, index=False))
-        write_json(folder / "evaluation.json", self.to_json())
+        write_json(folder / NAME, self.to_json())
         return folder
 
     def to_json(self) -> dict[str, Any]:
@@ -146,7 +154,7 @@ class Evaluation:
         }
 
     @classmethod
-    def load(cls, folder: Path) -> Evaluation:
+    def load(cls, folder: str | Path) -> Evaluation:
         """The evaluation that was saved in `folder`.
 
         Raises:
@@ -154,8 +162,9 @@ class Evaluation:
         """
         import pandas as pd
 
+        folder = Path(folder)
         try:
-            found = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+            found = json.loads((folder / NAME).read_text(encoding="utf-8"))
             lines = tuple(_line(record) for record in found["metrics"])
             tables = {n: pd.read_parquet(folder / f"{n}.parquet") for n in ("results", "prompts")}
             matrix = folder / "matrix.parquet"

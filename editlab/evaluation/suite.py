@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field, field_validator
 
 from editlab.config import MethodConfig, build, load_yaml
+from editlab.data.corpus import FACTBOOK
 from editlab.errors import ConfigError
 from editlab.evaluation import metrics
 from editlab.evaluation.cards import Metric
@@ -25,7 +26,7 @@ class Suite(MethodConfig):
     )
     max_new_tokens: int = Field(default=10, ge=1, le=512, description="Length of a free answer.")
     sink: bool = Field(default=False, description="Put the sink token in front of every prompt.")
-    prose: str = Field(default="factbook", description="Text for perplexity: 'factbook' (held-out part) or a file.")
+    prose: str = Field(default=FACTBOOK, description="Text for perplexity: 'factbook' (held-out part) or a file.")
     passages: int = Field(default=40, ge=2, le=100_000, description="How many passages of it.")
     references: Path | None = Field(default=None, description="JSON {fact id: [texts]} for consistency.")
     along: bool = Field(default=False, description="Also score every fact after 1, 2, 5, 10, 20, ... edits.")
@@ -66,6 +67,8 @@ def read_suite(path: Path | None, **overrides: object) -> Suite:
         for name in ("facts", "references", "lm_eval_tasks"):
             if isinstance(value := settings.get(name), str):
                 settings[name] = str(path.parent / value)
+        if isinstance(prose := settings.get("prose"), str) and prose != FACTBOOK:
+            settings["prose"] = str(path.parent / prose)
     elif path is not None:
         if not path.is_file():
             raise ConfigError(f"There is no suite '{path}'.", "Name a facts file, or a .yaml file with settings.")

@@ -22,7 +22,7 @@ from editlab.evaluation.compare import compare
 from editlab.evaluation.results import Evaluation
 from editlab.evaluation.scorer import force, score_facts
 from editlab.evaluation.sequence import retention, steps
-from editlab.evaluation.suite import Suite
+from editlab.evaluation.suite import Suite, read_suite
 from editlab.facts import Question
 from editlab.state.edit import Delta, Edit
 
@@ -226,7 +226,22 @@ def test_results_are_saved_whole_and_load_again(lm: LM, tmp_path: Path) -> None:
     saved = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     for record in saved["metrics"]:
         assert {"formula", "source", "decoding", "chance", "edited_n", "edited_low", "base_mean"} <= record.keys()
+    with pytest.raises(ConfigError, match=r"an evaluation already.*another folder"):
+        found.save(tmp_path / "out")
+    assert Evaluation.load(str(found.save(str(tmp_path / "text")))).to_json() == found.to_json()
     assert again["ES"].card.formula in again._repr_html_() or "efficacy" in again._repr_html_()
+
+
+def test_paths_of_a_suite_file_are_relative_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "suites").mkdir()
+    (tmp_path / "suites" / "text.txt").write_text("one\n\ntwo\n")
+    suite = tmp_path / "suites" / "suite.yaml"
+    monkeypatch.chdir(tmp_path)
+    suite.write_text("prose: text.txt\nfacts: facts.jsonl\n")
+    found = read_suite(Path("suites/suite.yaml"))
+    assert held_out(found.prose) == ("one", "two") and found.facts == Path("suites/facts.jsonl")
+    suite.write_text("prose: factbook\n")
+    assert read_suite(suite).prose == Suite().prose == read_suite(suite, prose="factbook").prose
 
 
 def test_a_damaged_or_missing_evaluation_is_refused(tmp_path: Path) -> None:
