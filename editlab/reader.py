@@ -249,8 +249,10 @@ class Reader:
         Args:
             name: of the quantity, with all that it depends on besides the model. One value of each is kept.
         """
-        if any(module._forward_hooks or module._forward_pre_hooks for module in self.model.modules()):
-            return make()  # a hook changes what the model gives, and not its hash
+        hooks = (h for m in self.model.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()))
+        # A hook changes what the model gives, and not its hash; only the side memories that decide freely are in it.
+        if not self.routes.is_free or any(getattr(hook, "__self__", None) is not self.routes for hook in hooks):
+            return make()
         state = self.state_hash
         kept: dict[str, tuple[str, Any]] = self.__dict__.setdefault("_made", {})
         if name not in kept or kept[name][0] != state:

@@ -142,6 +142,11 @@ class Routes:
             self._local.exact = before
 
     @property
+    def is_free(self) -> bool:
+        """Whether every layer answers by its own decision: none is off in this thread, none is forced."""
+        return not self._silent and all(getattr(layer, "force", "auto") == "auto" for layer in self.layers.values())
+
+    @property
     def _exact(self) -> bool:
         return getattr(self._local, "exact", False)
 

@@ -672,6 +672,31 @@ def test_memories_and_weight_edits_share_a_model(quick: dict[str, Any]) -> None:
     assert lm.state_hash == lm.base_hash
 
 
+def test_what_is_kept_of_a_state_is_kept_with_a_memory_that_decides_freely(quick: dict[str, Any]) -> None:
+    lm = written(make_lm("llama"), quick, FACTS[:1])
+    made: list[str] = []
+
+    def make() -> int:
+        made.append(lm.state_hash)
+        return len(made)
+
+    def twice() -> list[int]:
+        return [lm.at_state("count", make), lm.at_state("count", make)]
+
+    assert twice() == [1, 1]
+    with lm.routes.off(*lm.routes.layers):
+        assert twice() == [2, 3]
+    layer_of(lm).force = "main"
+    assert twice() == [4, 5]
+    layer_of(lm).force = "auto"
+    assert twice() == [1, 1]
+    with lm.session() as s:
+        s.patch("mlp_out", 0, 0.0)
+        assert twice() == [6, 7]
+    lm.undo()
+    assert twice() == [8, 8]
+
+
 def test_measuring_changes_nothing(quick: dict[str, Any]) -> None:
     measured, plain = make_lm("llama"), make_lm("llama")
     for fact in FACTS[:3]:
