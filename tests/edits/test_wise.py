@@ -348,6 +348,35 @@ def test_every_stored_prompt_exceeds_its_threshold(indicator: str, quick: dict[s
     assert (lm.route([f.text for f in FACTS]).to_pandas()["answers"] == "model").all()
 
 
+def test_the_activation_that_the_router_rests_on_is_part_of_what_the_edit_is(quick: dict[str, Any]) -> None:
+    lm = written(make_lm("llama"), quick, FACTS[:1], indicator="reference")
+    edit = lm.ledger.active[0].edit
+    assert edit.routing is not None and edit.routing["activation"] == "silu"
+
+    def scores(edit: Edit) -> list[float]:
+        twin = make_lm("llama")
+        twin.ledger.apply(edit)
+        return twin.route([FACTS[0].text, *FAR]).to_pandas()["margin"].tolist()
+
+    other = replace(edit, routing=edit.routing | {"activation": "relu"})
+    assert scores(other) != scores(edit) and other.digest != edit.digest
+    # A pack may have it in `info`, and goes on with edits that have it where it belongs.
+    bare = {name: value for name, value in edit.routing.items() if name != "activation"}
+    old = replace(edit, routing=bare, info={"activation": "silu"})
+    assert scores(old) == scores(edit)
+    twin = make_lm("llama")
+    twin.ledger.apply(old)
+    written(twin, quick, FACTS[1:2], indicator="reference")
+    for wrong in (replace(edit, routing=bare | {"activation": "soft"}), replace(old, info={"activation": "soft"})):
+        with pytest.raises(EditlabError, match="no activation 'soft'"):
+            scores(wrong)
+    # Other indicators do not ask for it: what is known of their edits stays as it is.
+    plain = written(make_lm("llama"), quick, FACTS[:1]).ledger.active[0].edit
+    assert plain.routing is not None and "activation" not in plain.routing
+    assert scores(replace(plain, info={"activation": "soft"})) == scores(plain)
+    assert scores(replace(plain, routing=plain.routing | {"activation": "soft"})) == scores(plain)
+
+
 def test_the_indicator_on_a_prompt_is_the_kept_one(quick: dict[str, Any]) -> None:
     lm = written(make_lm("gpt2"), quick, FACTS[:2])
     layer = layer_of(lm)
@@ -781,7 +810,7 @@ def test_what_a_pack_says_of_its_edits_is_not_trusted(quick: dict[str, Any]) -> 
     first = written(make_lm("llama"), more, FACTS[:1]).ledger.active[0].edit
     wanted = after(first).state_hash
     for info in ({}, {"edits": "none"}, {"edits": [{"shard": 7}, {"shard": "a"}]}):
-        assert after(replace(first, info={"activation": first.info["activation"]} | info)).state_hash == wanted
+        assert after(replace(first, info=info)).state_hash == wanted
     for requests in ([], [{"prompt": 1}], [*first.requests, *first.requests]):
         with pytest.raises(PackError, match="does not name the facts"):
             after(replace(first, requests=requests))

@@ -145,6 +145,7 @@ def compute(lm: LM, facts: list[Fact], config: Config, on_step: OnStep = silent)
         seed=config.seed,
         number=first,
         count=len(facts),
+        activation=_activation(lm) if config.indicator == "reference" else None,
     )
     return Edit(
         method="wise",
@@ -152,14 +153,13 @@ def compute(lm: LM, facts: list[Fact], config: Config, on_step: OnStep = silent)
         requests=[fact.model_dump(mode="json") for fact in facts],
         deltas={},
         tensors=tensors,
-        routing=routing.model_dump(mode="json"),
+        routing=routing.model_dump(mode="json", exclude_none=True),
         info={
             "parameter": f"{path} (side memory)",
             "edits": records,
             "steps": [r["steps"] for r in records],
             "target_nll": [r["nll"] for r in records],
             "seconds": time.perf_counter() - started,
-            "activation": getattr(lm.model.config, "hidden_act", None) or "gelu",
         },
     )
 
@@ -268,6 +268,10 @@ def _one(
     quiet = Quiet(negatives, neighbours, _kept(lm, layer, here), _kept(lm, layer, others))
     found = train(unknown, rows, len(own), quiet, config, generator, on_step)
     return found, rows.prompts.some(torch.tensor([0], device=lm.device)).x.cpu()
+
+
+def _activation(lm: LM) -> str:
+    return getattr(lm.model.config, "hidden_act", None) or "gelu"
 
 
 def _own_rows(lm: LM, fact: Fact, config: Config) -> list[Row]:

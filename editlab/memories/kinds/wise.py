@@ -44,12 +44,13 @@ AGAIN = (0.4, 0.6)  # weights of new shards, together, and of what was merged be
 
 
 class Routing(BaseModel):
-    """What a WISE edit records of its memory; alike for all edits of one memory, but for the last two fields.
+    """What a WISE edit records of its memory; alike for all edits of one memory, but for `number` and `count`.
 
     Attributes:
         path: of the value matrix's module. layer: its block.
         shard_size: edits of a shard. merge_every: shards of a merge. mode: one merged bank for all, or one each.
         number: edits written before this one. count: how many this one wrote.
+        activation: transformers' name of the MLP's, for the indicator that needs it.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -68,6 +69,7 @@ class Routing(BaseModel):
     seed: int = Field(ge=0, lt=2**63)
     number: int = Field(ge=0, le=2**31)
     count: int = Field(ge=1, le=2**31)
+    activation: str | None = None
 
     @property
     def shards(self) -> range:
@@ -365,7 +367,7 @@ def layer(module: nn.Module, edits: Sequence[Edit]) -> Layer:
     Raises:
         EditlabError: they are parts of differently built memories, were made for another matrix, or are damaged.
     """
-    routings = [parsed(Routing, edit) for edit in edits]
+    routings = [_routing(edit) for edit in edits]
     first = routings[0]
     if any(r.model_copy(update={"number": first.number, "count": first.count}) != first for r in routings):
         raise EditlabError(
@@ -376,13 +378,22 @@ def layer(module: nn.Module, edits: Sequence[Edit]) -> Layer:
         raise damaged(edits[0], f"there is no merge {first.merge[:40]!r}")
     written = max(r.number + r.count for r in routings)
     shards = shards_of(edits, sizes(module, first.path))
-    return Layer(module, banks_of(shards, first, written), first, _activation(edits[0]))
+    return Layer(module, banks_of(shards, first, written), first, _activation(edits[0], first.activation))
 
 
-def _activation(edit: Edit) -> Callable[[Tensor], Tensor]:
+def _routing(edit: Edit) -> Routing:
+    """The edit's routing, with the activation where it bears on the decision and only there."""
+    routing, name = parsed(Routing, edit), None
+    if routing.indicator == "reference":
+        name = routing.activation or str(edit.info.get("activation", "relu"))  # some packs have it in `info`
+    return routing.model_copy(update={"activation": name})
+
+
+def _activation(edit: Edit, name: str | None) -> Callable[[Tensor], Tensor]:
     from transformers.activations import ACT2FN
 
-    name = str(edit.info.get("activation", "relu"))
+    if name is None:
+        return torch.relu  # is not asked for
     if name not in ACT2FN:
         raise damaged(edit, f"there is no activation {name[:40]!r}")
     return ACT2FN[name]
