@@ -102,9 +102,12 @@ def load_yaml(path: Path) -> dict[str, Any]:
     try:
         value = yaml.load(path.read_text(encoding="utf-8"), _LOADER)
     except FileNotFoundError:
-        raise ConfigError(f"There is no file '{path}'.") from None
+        raise ConfigError(f"There is no file '{path}'.", "Name a YAML file with settings.") from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: 2020-13-45 is no date
-        raise ConfigError(f"'{path}' is not valid YAML: {' '.join(str(error).split())}.") from None
+        raise ConfigError(
+            f"'{path}' is not valid YAML: {' '.join(str(error).split())}.",
+            "Write settings as 'name: value' lines, and quotes around texts.",
+        ) from None
     if not isinstance(value, dict):
         raise ConfigError(f"'{path}' must hold settings as 'name: value' lines.")
     return value
@@ -120,7 +123,9 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
         try:
             out[name.strip().replace("-", "_")] = _scalar(value)
         except (ValueError, RecursionError, yaml.YAMLError):
-            raise ConfigError(f"The value of '{pair}' cannot be read.") from None
+            raise ConfigError(
+                f"The value of '{pair}' cannot be read.", "Write name=value, and quotes around a text."
+            ) from None
     return out
 
 

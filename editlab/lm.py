@@ -146,11 +146,12 @@ class LM(Reader):
                 no state and are put back as they were.
 
         Raises:
-            UnknownName: there is no such edit, or it is not active.
+            UnknownName: there is no such edit, or it is not active. ConfigError: no edit is active.
+            EditFailed, RequestError: an edit cannot be solved again; everything is as before.
         """
         if id is None:
             if not self.ledger.active:
-                raise ConfigError("There is no edit to undo.")
+                raise ConfigError("There is no edit to undo.", "Make one first.")
             id = self.ledger.active[-1].id
         with self._lock:
             if not replay:

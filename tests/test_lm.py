@@ -287,6 +287,8 @@ def test_undo_without_an_edit_or_with_a_wrong_name_is_refused() -> None:
     lm.undo(entry.id)
     with pytest.raises(UnknownName):
         lm.undo(entry.id)
+    with pytest.raises(ConfigError, match="Make one first"):
+        lm.undo()
 
 
 def test_forks_are_independent() -> None:

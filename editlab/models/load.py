@@ -173,12 +173,18 @@ def check_folder(folder: Path, *, trust_remote_code: bool = False) -> None:
                 f"{folder} is a LoRA adapter, not a model.",
                 "Merge it into its base model and name that folder.",
             )
-        raise ModelError(f"{folder} has no config.json, so it is not a model folder.")
+        raise ModelError(
+            f"{folder} has no config.json, so it is not a model folder.",
+            "Name the folder that holds config.json and *.safetensors.",
+        )
     if "model_type" not in read_json(config) and not trust_remote_code:
-        raise ModelError(f"{config} names no model_type, so the architecture is unknown.")
+        raise ModelError(
+            f"{config} names no model_type, so the architecture is unknown.",
+            "If the folder's own Python files define it and you trust them, load it with trust_remote_code=True.",
+        )
     shards = weight_files(folder)
     if not shards:
-        raise ModelError(f"{folder / INDEX} lists no weights.") if (folder / INDEX).is_file() else _no_weights(folder)
+        raise _no_weights(folder)
     for shard in shards:
         if not shard.is_file():
             raise ModelError(f"The model folder is incomplete: {shard} is missing.", "Copy or download it again.")
@@ -207,7 +213,8 @@ def _no_weights(folder: Path) -> ModelError:
             "opening a pickle can run code.",
             "If you trust the file, load it with transformers and save it again with save_pretrained.",
         )
-    return ModelError(f"{folder} has no weights: neither {SINGLE} nor {INDEX} is there.")
+    found = f"{INDEX} lists none" if (folder / INDEX).is_file() else f"neither {SINGLE} nor {INDEX} is there"
+    return ModelError(f"{folder} has no weights: {found}.", "Copy or download them again.")
 
 
 def _tokenizer(folder: Path, trust_remote_code: bool) -> Any:
@@ -216,7 +223,10 @@ def _tokenizer(folder: Path, trust_remote_code: bool) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except Exception as error:  # the tokenizers library raises bare Exception
-        raise ModelError(f"The tokenizer in {folder} could not be loaded: {_first_line(error)}") from error
+        raise ModelError(
+            f"The tokenizer in {folder} could not be loaded: {_first_line(error)}",
+            "Copy or download its files again.",
+        ) from error
     if not tokenizer.is_fast:
         raise ModelError(
             f"The tokenizer in {folder} cannot say which characters a token covers, and editlab needs that "
@@ -255,7 +265,7 @@ def _model(folder: Path, dtype: Any, trust_remote_code: bool, **placing: Any) ->
     except (ValueError, OSError, RuntimeError, KeyError, ImportError) as error:
         if is_out_of_memory(error):
             raise
-        fix = ""
+        fix = "Copy or download the folder again, or update transformers if the architecture is new."
         if "trust_remote_code" in str(error):
             fix = "If you trust the Python files in it, load it with trust_remote_code=True."
         raise ModelError(f"transformers could not load {folder}: {_first_line(error)}", fix) from error
@@ -307,7 +317,10 @@ def _hub_folder(hub_id: str, revision: str | None, trust_remote_code: bool, on_s
             "Accept its terms on the hub and run 'hf auth login'.",
         ) from error
     except RevisionNotFoundError as error:
-        raise ModelError(f"The hub model '{hub_id}' has no revision '{revision}'.") from error
+        raise ModelError(
+            f"The hub model '{hub_id}' has no revision '{revision}'.",
+            "Name a branch, a tag or a commit of it, or leave the revision out.",
+        ) from error
     except RepositoryNotFoundError as error:
         raise ModelError(f"{tried}, and the hub has no model of that name.", registry.hint(hub_id)) from error
     except (LocalEntryNotFoundError, OSError) as error:

@@ -26,9 +26,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path} is not readable JSON: {error}") from error
+        raise ModelError(f"{path} is not readable JSON: {error}.", "Copy or download it again.") from error
     if not isinstance(content, dict):
-        raise ModelError(f"{path} is not a JSON object.")
+        raise ModelError(f"{path} is not a JSON object.", "Copy or download it again.")
     return content
 
 

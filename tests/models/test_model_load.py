@@ -209,7 +209,7 @@ def test_a_spoilt_folder_is_refused_in_one_sentence(
     spoil(folder)
     with pytest.raises(ModelError, match=words) as caught:
         _ = load(folder).tokenizer
-    assert "\n" not in caught.value.what
+    assert "\n" not in caught.value.what and caught.value.fix
 
 
 def test_a_tokenizer_without_offsets_is_refused(folder: Path) -> None:

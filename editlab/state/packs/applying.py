@@ -25,7 +25,7 @@ def apply_pack(pack: Pack, ledger: Ledger, *, force: bool = False) -> list[Entry
         raise PackError(
             f"This pack was made for {shown(base.name)} (hash {base.base_hash[:12]}), "
             f"the model here is {shown(str(here))} (hash {view.base_hash[:12]}).",
-            "Load that model, or apply with force if you know that the edited weights mean the same.",
+            "Load that model, in the dtype in which the edits were made.",
         )
     try:
         for name, sha in base.tensors.items():

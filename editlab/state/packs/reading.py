@@ -146,7 +146,7 @@ def _read_entries(path: Path, manifest: Manifest, limit: int) -> tuple[Entry, ..
         if info.st_size > limit:
             raise PackError(
                 f"{TENSORS_NAME} has {info.st_size / 2**20:,.1f} MiB, more than the {limit / 2**20:,.1f} MiB allowed.",
-                "Pass a larger max_bytes if you trust the pack and have the memory.",
+                f"Free memory, or get the edits in smaller packs: {MAX_FILE_BYTES / 2**30:.0f} GiB is the most.",
             )
         if info.st_size != manifest.file.size:
             raise damaged(f"it has {info.st_size} bytes, {MANIFEST_NAME} says {manifest.file.size}")
