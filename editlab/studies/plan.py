@@ -221,3 +221,26 @@ def check_study(plan: StudyPlan, where: object) -> None:
     for values, name in ((plan.models, "models"), (plan.facts, "facts"), (plan.seeds, "seeds")):
         if len(set(values)) < len(values):
             raise ConfigError(f"Settings of study '{where}': '{name}' has an entry twice.")
+    _check_rows(plan, where)
+
+
+def _check_rows(plan: StudyPlan, where: object) -> None:
+    """Raise ConfigError if tables would take runs of different settings or facts for seeds of one point."""
+    stems: dict[str, str] = {}
+    for source in plan.facts:
+        other = stems.setdefault(Path(source).stem, source)
+        if other != source:
+            raise ConfigError(
+                f"Settings of study '{where}': 'facts' has '{other}' and '{source}', which tables both call "
+                f"'{Path(source).stem}'.",
+                "Rename one of the files.",
+            )
+    rows: dict[tuple[Any, ...], RunSpec] = {}
+    for spec in plan.runs:
+        other_run = rows.setdefault(tuple(spec.keys.values()), spec)
+        if other_run is not spec:
+            raise ConfigError(
+                f"Settings of study '{where}': 'methods' has two entries that tables both call '{spec.label}', with "
+                "different settings.",
+                "Give each a 'label' of its own.",
+            )

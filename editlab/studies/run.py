@@ -124,7 +124,9 @@ def _carry_out(
 
 def _basis(plan: StudyPlan, threads: int) -> dict[str, str]:
     """Everything that the runs rest on which their own journals cannot know before they begin."""
-    files = {Path(source).name: _sha(Path(source)) for source in plan.facts if Path(source).is_file()}
+    paths = [Path(source) for source in plan.facts if Path(source).is_file()]
+    names = [path.name for path in paths]
+    files = {path.name if names.count(path.name) == 1 else str(path): _sha(path) for path in paths}
     return {"plan": plan.sha256, "threads": str(threads), **files, **versions()}
 
 

@@ -112,14 +112,33 @@ def test_a_method_may_have_its_own_mode() -> None:
         ({"evaluate": {"along": True}}, "cannot be used in a study"),
         ({"seeds": [1, 1]}, "'seeds' has an entry twice"),
         ({"seeds": True}, "'seeds'"),
+        (
+            {"methods": ["ft", {"method": "ft", "settings": {"steps": 3}}]},
+            "two entries that tables both call 'ft', with different settings. Give each a 'label'",
+        ),
+        (
+            {"methods": [{"method": "rome", "label": "x"}, {"method": "ft", "label": "x"}]},
+            "two entries that tables both call 'x'",
+        ),
+        ({"facts": ["a/facts.jsonl", "b/facts.jsonl"]}, "tables both call 'facts'. Rename one"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_with_its_place(change: dict[str, Any], said: str, tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "facts.jsonl").touch()
     file.write_text(yaml.safe_dump({"models": ["a"], "methods": ["rome"]} | change))
     with pytest.raises(ConfigError, match=said) as error:
         read_study(file)
     assert error.value.exit_code == 2
+
+
+def test_a_method_may_stand_twice_where_tables_tell_its_runs_apart(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    apart = [{"method": "ft", "mode": "batch"}, {"method": "ft"}, {"method": "ft", "label": "B", "settings": {"lr": 1}}]
+    file.write_text(yaml.safe_dump({"models": "a", "methods": apart}))
+    assert len(read_study(file).runs) == 3
 
 
 def test_paths_are_relative_to_the_file(tmp_path: Path, facts: Path) -> None:
@@ -214,6 +233,18 @@ def test_it_does_not_go_on_on_another_ground(study: StudyPlan, tmp_path: Path, f
     with pytest.raises(ResumeRefused, match=r"facts\.jsonl"):
         run_study(plan, tmp_path / "study")
     with alone(tmp_path / "study"), pytest.raises(RunBusy):
+        run_study(plan, tmp_path / "study")
+
+
+def test_files_of_one_name_are_all_looked_at(study: StudyPlan, tmp_path: Path) -> None:
+    files = [tmp_path / folder / "facts.jsonl" for folder in ("a", "b")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text("\n".join(json.dumps(row) for row in ROWS))
+    plan = small(study, facts=tuple(map(str, files)), n=(1,))
+    run_study(plan, tmp_path / "study")
+    files[0].write_text(json.dumps(ROWS[0]))
+    with pytest.raises(ResumeRefused, match="a/facts"):
         run_study(plan, tmp_path / "study")
 
 
