@@ -35,33 +35,49 @@ class Answer:
     tokens: NextTokens
 
 
+Place = tuple[str, str]  # a session, and where on its page
+
+
 class Answers:
     """The process's answers, the latest ones kept, and the worker that works them out."""
 
     def __init__(self) -> None:
         self._jobs = JobManager()
         self._kept: OrderedDict[str, Job] = OrderedDict()
+        self._awaited: dict[Place, Job] = {}
         self._lock = threading.Lock()
 
-    def of(self, key: str) -> Job | None:
-        """The answer under this key, come or on its way."""
+    def of(self, place: Place, key: str) -> Job | None:
+        """The answer under this key, come or on its way; then the place waits for it and for no other."""
         with self._lock:
-            job = self._kept.get(key)
-            if job is None or job.is_cancelled:
-                return None
-            self._kept.move_to_end(key)
+            job = self._find(key)
+            if job is not None:
+                self._kept.move_to_end(key)
+                self._wait(place, job)
             return job
 
-    def begin(self, key: str, work: Work) -> Job:
-        """Have an answer worked out, unless another session has asked for the same meanwhile."""
+    def begin(self, place: Place, key: str, work: Work) -> Job:
+        """Have an answer worked out for a place, unless another session has asked for the same meanwhile."""
         with self._lock:
-            job = self._kept.get(key)
-            if job is None or job.is_cancelled:
+            job = self._find(key)
+            if job is None:
                 # An owner of its own, because one that was cancelled may not have ended yet.
                 job = self._kept[key] = self._jobs.submit(uuid.uuid4().hex, "Answering", work)
+            self._wait(place, job)
             while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
             return job
+
+    def _find(self, key: str) -> Job | None:
+        job = self._kept.get(key)
+        return None if job is None or (job.is_cancelled and job.state != "done") else job
+
+    def _wait(self, place: Place, job: Job) -> None:
+        before = self._awaited.get(place)
+        awaited = {p: j for p, j in self._awaited.items() if j.is_live}  # sessions may have gone
+        self._awaited = awaited | {place: job}
+        if before is not None and before not in self._awaited.values():
+            before.cancel()
 
 
 @st.cache_resource(show_spinner=False)
@@ -76,7 +92,8 @@ def ask(
     """What `lm` says, or None if that takes longer than a moment.
 
     Args:
-        place: where on the page it stands; what was asked for there before and is not wanted any more is cancelled.
+        place: where on the page it stands; what was asked for there before is cancelled, unless it has come or stands
+            somewhere else too.
         first: only this many of the active edits are in force.
         sample: 0 for the most probable tokens, else which sample.
 
@@ -86,10 +103,8 @@ def ask(
     count = len(lm.ledger.active) if first is None else first
     order = [entry.id for entry in lm.ledger.active[:count]]
     key = repr((lm.name, lm.tokenizer_hash, lm.state_hash, order, prompt, max_new_tokens, sample))
-    job = answers().of(key) or answers().begin(key, _work(lm.fork(), count, prompt, max_new_tokens, sample))
-    before = lab.asked.get(place)
-    if before is not None and before is not job:
-        before.cancel()
+    here = (lab.id, place)
+    job = answers().of(here, key) or answers().begin(here, key, _work(lm.fork(), count, prompt, max_new_tokens, sample))
     lab.asked[place] = job
     if not job.wait(MOMENT):
         return None

@@ -96,9 +96,11 @@ class Job:
         return self._ended.wait(seconds)
 
     def cancel(self) -> None:
-        """Have it end at its next step, or not begin."""
-        self._cancelled.set()
+        """Have it end at its next step, or not begin; what has ended stays as it is."""
         with self._turn:
+            if not self.is_live:
+                return
+            self._cancelled.set()
             if self.state == "queued":
                 self._end("cancelled", Interrupted(f"{self.label}: cancelled before it began.", "Nothing was changed."))
 

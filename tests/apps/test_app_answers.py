@@ -62,19 +62,39 @@ def test_an_answer_that_is_not_wanted_any_more_is_cancelled(app: App, monkeypatc
     assert app.codes[0] == "short" and ended == [unwanted] and not app.at.error
 
 
-def test_answers_are_worked_out_once_and_again_after_a_cancel() -> None:
+HERE, THERE = ("a session", "left"), ("another session", "left")
+
+
+def test_what_has_come_is_kept_when_something_else_is_asked() -> None:
     answers, made = Answers(), []
 
     def work(on_step: Any) -> str:
         made.append(1)
         return "said"
 
-    job = answers.begin("key", work)
-    assert job.wait(30) and answers.begin("key", work) is job is answers.of("key")
-    assert made == [1] and job.result == "said" and answers.of("other") is None
-    job.cancel()
-    assert answers.of("key") is None
-    assert answers.begin("key", work).wait(30) and made == [1, 1]
+    job = answers.begin(HERE, "key", work)
+    assert job.wait(30) and answers.begin(HERE, "key", work) is job is answers.of(THERE, "key")
+    assert made == [1] and job.result == "said" and answers.of(HERE, "other") is None
+    assert answers.begin(HERE, "other", lambda on_step: "else").wait(30)
+    assert answers.of(HERE, "key") is job and answers.begin(HERE, "key", work) is job and made == [1]
+
+
+def test_what_another_place_waits_for_is_not_cancelled() -> None:
+    answers, begun, release = Answers(), threading.Event(), threading.Event()
+
+    def work(on_step: Any) -> str:
+        begun.set()
+        release.wait(30)
+        on_step(StepInfo("answering", 1, 2, "tokens"))
+        return "said"
+
+    shared = answers.begin(HERE, "key", work)
+    assert begun.wait(30) and answers.of(THERE, "key") is shared
+    other = answers.begin(HERE, "other", lambda on_step: "else")
+    assert not shared.is_cancelled and answers.of(HERE, "key") is shared
+    assert other.state == "cancelled"  # it had not begun, and only this place had asked
+    release.set()
+    assert shared.wait(30) and shared.result == "said"
 
 
 def test_what_is_wanted_again_does_not_wait_for_what_was_cancelled_to_end() -> None:
@@ -85,10 +105,11 @@ def test_what_is_wanted_again_does_not_wait_for_what_was_cancelled_to_end() -> N
         release.wait(30)
         return "late"
 
-    first = answers.begin("key", stubborn)
+    first = answers.begin(HERE, "key", stubborn)
     assert begun.wait(30)
-    first.cancel()
-    again = answers.begin("key", lambda on_step: "said")
+    answers.begin(HERE, "other", lambda on_step: "else")
+    assert first.is_cancelled and answers.of(HERE, "key") is None
+    again = answers.begin(HERE, "key", lambda on_step: "said")
     release.set()
     assert again.wait(30) and again.result == "said"
 
