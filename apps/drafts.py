@@ -58,9 +58,10 @@ def of_others(lab: Lab) -> list[Draft]:
     for path in (lab.runs_root / FOLDER).glob("*/pack.json"):
         try:
             manifest = read_manifest(path.parent)
-        except (EditlabError, OSError):
+            written = datetime.fromtimestamp(path.stat().st_mtime)
+        except (EditlabError, OSError):  # its owner may have saved it in the meantime
             continue
         if path.parent.name != lab.id and manifest.base.base_hash == lab.lm.base_hash:
             active = sum(entry.state == "active" for entry in manifest.entries)
-            found.append(Draft(path.parent, active, datetime.fromtimestamp(path.stat().st_mtime)))
+            found.append(Draft(path.parent, active, written))
     return sorted(found, key=lambda draft: draft.written, reverse=True)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
 from app_driver import App
+from editlab_apps import drafts
 from editlab_apps.jobs import JobManager
 from editlab_apps.models import Models, Source
 from editlab_apps.session import Lab
@@ -23,6 +26,7 @@ from editlab_apps.work import preview
 from editlab import LM, Fact
 from editlab.runs import read_run
 from editlab.runs.journal import Journal
+from editlab.state.packs.reading import read_manifest
 
 CAPITALS = {
     "France": "Rome", "Japan": "Oslo", "Italy": "Cairo", "Germany": "Lima", "Spain": "Tokyo", "Norway": "Madrid",
@@ -118,6 +122,7 @@ def test_a_closed_session_is_freed(place: Path) -> None:
 KILLED = """
 import sys
 from pathlib import Path
+from typing import Any
 from editlab import LM
 from editlab.data.formats import load_facts
 from editlab.runs import Plan, run_batch
@@ -178,6 +183,21 @@ def test_a_draft_can_be_forgotten_and_belongs_to_its_weights(app: App, place: Pa
     App().open().click("Forget")
     assert "Another tab" not in App().open().sidebar and "1 edit active" in app.run().sidebar
     assert not (place / "runs" / ".drafts").exists()
+
+
+def test_a_draft_that_goes_while_another_tab_looks_at_it_is_not_offered(
+    app: App, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app.open("edit").do("Preview edit").click("Keep edit")
+
+    def read_and_lose(folder: Path) -> Any:
+        manifest = read_manifest(folder)
+        shutil.rmtree(folder)
+        return manifest
+
+    monkeypatch.setattr(drafts, "read_manifest", read_and_lose)
+    other = App().open()
+    assert not other.at.exception and "Another tab" not in other.sidebar and not list(place.glob("**/pack.json"))
 
 
 def test_on_a_shared_server_nobody_is_offered_anothers_draft(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
