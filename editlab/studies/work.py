@@ -11,9 +11,9 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -103,14 +103,17 @@ def _go_on(task: Task, on_step: OnStep) -> None:
         evaluate(lm, None, spec.suite, mode=mode, on_step=on_step).save(folder / EVALUATION)
 
 
+_model: dict[tuple[str, str, str], LM] = {}  # the latest, by name, dtype and device
+_pools: WeakKeyDictionary[LM, dict[tuple[str, bool], Sequence[Fact]]] = WeakKeyDictionary()
+
+
 def model_of(spec: RunSpec) -> LM:
     """The unedited model of a run, kept for the next run of this process."""
-    return _model(spec.model, spec.dtype, spec.device)
-
-
-@lru_cache(maxsize=1)
-def _model(name: str, dtype: str, device: str) -> LM:
-    return LM.from_pretrained(name, dtype=dtype, device=device)
+    key = (spec.model, spec.dtype, spec.device)
+    if key not in _model:
+        _model.clear()  # before the next is loaded: there may be room for one only
+        _model[key] = LM.from_pretrained(spec.model, dtype=spec.dtype, device=spec.device)
+    return _model[key]
 
 
 def facts_of(lm: LM, spec: RunSpec) -> list[Fact]:
@@ -119,14 +122,17 @@ def facts_of(lm: LM, spec: RunSpec) -> list[Fact]:
     Raises:
         RequestError: the source has too few, or the model has too few of them to unlearn.
     """
-    pool = _pool(lm, spec.facts, spec.known)
+    pools = _pools.setdefault(lm, {})
+    key = (spec.facts, spec.known)
+    if key not in pools:
+        pools[key] = _pool(lm, *key)
+    pool = pools[key]
     if len(pool) < spec.n:
         which = f" that {lm.name} knows" if spec.known else ""
         raise RequestError(f"'{spec.facts}' has {len(pool)} facts{which}, {spec.n} are wanted.", "Use a smaller 'n'.")
     return random.Random(f"study {spec.seed}").sample(pool, spec.n)
 
 
-@lru_cache(maxsize=8)
 def _pool(lm: LM, source: str, is_known: bool) -> Sequence[Fact]:
     if source in relations():
         relation = relations()[source]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -246,6 +248,22 @@ def test_files_of_one_name_are_all_looked_at(study: StudyPlan, tmp_path: Path) -
     files[0].write_text(json.dumps(ROWS[0]))
     with pytest.raises(ResumeRefused, match="a/facts"):
         run_study(plan, tmp_path / "study")
+
+
+def test_one_model_is_kept_and_no_facts_keep_another(
+    study: StudyPlan, model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    pool = work._pool
+    monkeypatch.setattr(work, "_pool", lambda *args: asked.append(args[1:]) or pool(*args))
+    a, b = (small(study, models=(str(model(kind)),)).runs[0] for kind in ("llama", "gpt2"))
+    for _ in range(2):
+        facts = work.facts_of(work.model_of(a), a)
+    assert len(asked) == 1 and len(facts) == 2
+    old = weakref.ref(work.model_of(a))
+    work.facts_of(work.model_of(b), b)
+    gc.collect()
+    assert old() is None
 
 
 def test_a_run_that_another_worker_holds_is_waited_for(
