@@ -16,15 +16,17 @@ import pandas as pd
 from pydantic import Field
 from scipy.stats import hmean
 
-from editlab.config import MethodConfig
-from editlab.edits.presets import usual_layer
-from editlab.errors import ConfigError, EditFailed
+from editlab import registry
+from editlab.config import MethodConfig, build
+from editlab.edits.presets import usual_layer, with_preset
+from editlab.errors import ConfigError, EditFailed, RequestError
 from editlab.progress import OnStep, StepInfo, silent
 
 if TYPE_CHECKING:
     from editlab.facts import Fact
     from editlab.lm import LM
 
+WEIGHTS = {"lambda_rel": (0.3, 1.0), "tau_rel": (3e-4, 1e-3)}  # of the covariance, by the name that a method has for it
 METRICS = ("efficacy_said", "paraphrase_said", "neighbourhood_same")
 
 
@@ -43,15 +45,27 @@ Grid = Mapping[str, Sequence[Any]]
 
 
 def default_grid(lm: LM, method: str) -> dict[str, list[Any]]:
-    """Layers around the usual one, and for MEMIT's family the weight of the covariance."""
+    """Layers around the usual one, for MEMIT's family with the weight of the covariance; else learning rates.
+
+    Raises:
+        ConfigError: the method has neither.
+    """
+    config = registry.get(method).Config
     n, middle = lm.adapter.n_layers, usual_layer(lm.adapter)
-    step = max(1, n // 12)
-    layers = sorted({max(0, middle - step), middle, min(n - 2, middle + step), min(n - 2, middle + 3 * step)})
-    if method in ("memit", "memit-seq", "alphaedit"):
-        spread = [sorted({max(0, top - step), top}) for top in layers]
-        weight = {"tau_rel": [3e-4, 1e-3]} if method == "alphaedit" else {"lambda_rel": [0.3, 1.0]}
-        return {"layers": spread, **weight}
-    return {"layer": list(layers)}
+    step, last = max(1, n // 12), max(0, n - 2)
+    layers = sorted({max(0, middle - step), middle, min(last, middle + step), min(last, middle + 3 * step)})
+    spread = [sorted({max(0, top - step), top}) for top in layers]
+    for name, weights in WEIGHTS.items():
+        if name in config.model_fields:
+            return {"layers": spread, name: list(weights)}
+    if "layer" in config.model_fields:
+        return {"layer": list(layers)}
+    if "layers" in config.model_fields:
+        return {"layers": spread}
+    if "lr" in config.model_fields:
+        rate = build(config, with_preset(lm.adapter, method, {}), method).lr
+        return {"lr": [rate / 2, rate, rate * 2]}
+    raise ConfigError(f"Method '{method}' has no layers or learning rate to try by default.", "Give a grid.")
 
 
 def tune(
@@ -72,7 +86,8 @@ def tune(
         on_row: is given the rows so far after each point.
 
     Raises:
-        ConfigError: there is no fact, the model is edited, or a setting is unknown.
+        ConfigError: there is no fact, the model is edited, or a setting is unknown. RequestError: no fact can be edited
+            as it is written, or, with `batch`, one cannot.
     """
     if not facts:
         raise ConfigError("There is no fact to tune on.", "Give a facts file.")
@@ -91,10 +106,15 @@ def tune(
 
 def _score(lm: LM, facts: Sequence[Fact], method: str, point: Mapping[str, Any], batch: bool) -> dict[str, Any]:
     twin = lm.fork()
-    failed = 0
+    failed, refused = 0, 0
     for chunk in [list(facts)] if batch else [[fact] for fact in facts]:
         try:
             entry = twin.edit(chunk, method, **point)
+        except RequestError:  # it will be refused at every point; the others may do
+            failed, refused = failed + len(chunk), refused + len(chunk)
+            if refused == len(facts):
+                raise
+            continue
         except EditFailed:
             failed += len(chunk)
             continue

@@ -12,8 +12,9 @@ from cli_fixtures import ROWS, Cli
 from scipy.stats import hmean
 from tiny_lm import make_lm
 
-from editlab import Fact
-from editlab.errors import ConfigError
+from editlab import Fact, registry
+from editlab.config import build
+from editlab.errors import ConfigError, RequestError
 from editlab.runs.tune import METRICS, default_grid, tune
 
 FACTS = [Fact(**row, paraphrases=["It is said that"]) for row in ROWS]
@@ -58,13 +59,27 @@ def test_what_cannot_be_tuned_is_said(settings: dict[str, Any]) -> None:
         tune(lm, FACTS, "rome")
 
 
-@pytest.mark.parametrize("method", ["rome", "memit", "alphaedit", "emmet"])
+@pytest.mark.parametrize("method", registry.names())
 def test_the_default_grid_is_of_the_method(method: str) -> None:
-    from editlab import registry
-    from editlab.config import build
-
     grid = default_grid(make_lm("llama"), method)
     build(registry.get(method).Config, {name: values[0] for name, values in grid.items()}, method)
+
+
+def test_the_default_grid_of_a_model_of_one_layer_has_that_layer() -> None:
+    lm = make_lm("llama", num_hidden_layers=1)
+    assert lm.adapter.n_layers == 1
+    assert default_grid(lm, "rome") == {"layer": [0]} and default_grid(lm, "memit")["layers"] == [[0]]
+
+
+def test_a_fact_that_cannot_be_edited_is_a_failed_one_and_the_others_are_scored(settings: dict[str, Any]) -> None:
+    lm = make_lm("gpt2")
+    too_long = FACTS[0].model_copy(update={"prompt": "word " * 600 + "{} is"})
+    found = tune(lm, [*FACTS[:2], too_long], "rome", {"layer": [0, 1], **settings})
+    assert list(found["failed"]) == [1, 1] and list(found["n"]) == [3, 3]
+    with pytest.raises(RequestError, match="the model reads 512"):
+        tune(lm, [too_long], "rome", {"layer": [0], **settings})
+    with pytest.raises(RequestError, match="one fact at a time"):
+        tune(lm, FACTS, "rome", {"layer": [0], **settings}, batch=True)
 
 
 def test_on_the_command_line(
