@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from editlab.edits.engine import engine
+from editlab.edits.value_store import afresh
 from editlab.evaluation.scorer import score_facts
 from editlab.progress import OnStep, silent
 from editlab.state.edit import Edit
@@ -64,7 +65,8 @@ def estimate(lm: LM, facts: Sequence[Fact], plan: Plan, on_step: OnStep = silent
 
     def timed(of: Sequence[Fact]) -> tuple[float, Edit]:
         started = time.perf_counter()
-        edit = compute(of, on_step)
+        with afresh():  # the facts of one time may be among those of another, and all of them in the store
+            edit = compute(of, on_step)
         return time.perf_counter() - started, edit
 
     chunks = plan.chunks(facts)

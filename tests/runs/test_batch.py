@@ -17,6 +17,7 @@ from filelock import FileLock
 from tiny_lm import make_lm
 
 from editlab import LM, Fact
+from editlab.edits import value_store
 from editlab.errors import ConfigError, EditFailed, ResumeRefused, RunBusy
 from editlab.runs import Plan, StopRules, estimate, is_finished, read_run, run_batch
 from editlab.runs.journal import Journal
@@ -286,6 +287,26 @@ def test_an_estimate_leaves_no_trace(settings: dict[str, Any], tmp_path: Path) -
     assert packed <= one.disk <= 4 * packed
     batch = estimate(make_lm("llama"), FACTS, Plan(method="memit", mode="batch", settings=settings))
     assert batch.edits == 1
+
+
+def test_an_estimate_optimises_every_value_that_it_times(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDITLAB_CACHE", str(tmp_path))
+    counts, run = [], value_store.optimise_all
+
+    def counting(lm: LM, layer: int, targets: Any, *args: Any, **options: Any) -> Any:
+        counts.append(len(targets))
+        return run(lm, layer, targets, *args, **options)
+
+    monkeypatch.setattr(value_store, "optimise_all", counting)
+    plan = Plan(method="memit", mode="batch", settings=settings)
+    for _ in range(2):  # the second finds nothing of the first
+        estimate(make_lm("llama"), FACTS, plan)
+    estimate(make_lm("llama"), FACTS[:1], plan)
+    assert counts == [1, 1, 3, 1, 1, 3, 1, 1]
+    run_batch(make_lm("llama"), FACTS, plan, tmp_path / "run")
+    assert counts[8:] == [3]
 
 
 # -- the command line ----------------------------------------------------------------------------------
