@@ -9,8 +9,11 @@ from typing import Any
 
 from editlab.facts import Fact
 from editlab.runs import Plan
+from editlab.runs.records import RunRecord
 
 from .forms import as_text
+
+FILE = "facts.jsonl"  # stands for a file that a run does not keep
 
 
 def edit(model: str, fact: Fact, method: str, settings: Mapping[str, Any]) -> str:
@@ -85,8 +88,29 @@ def generate(model: str, prompt: str, max_new_tokens: int) -> str:
 
 
 def of_folder(verb: str, *folders: Path) -> str:
-    """A verb that takes run folders: resume, eval, undo, "runs compare"."""
+    """A verb that takes what a run wrote: resume, eval, undo, "runs compare", "tune --config"."""
     return shlex.join(["editlab", *verb.split(), *map(str, folders)])
+
+
+def of_run(run: RunRecord) -> str | None:
+    """What does a run again, goes on with it, shows or measures it; None where no command does."""
+    settings = run.manifest.get("config", {})
+    model = str(run.model)
+    if run.state == "interrupted":
+        return of_folder("resume", run.folder)
+    if run.kind == "locate":
+        asked = run.manifest.get("asked")
+        return locate(model, asked, settings) if asked else locate_file(model, FILE, None, settings)
+    if run.kind == "probe":
+        return probe(model, settings["probe"], settings["prompts"], settings["settings"])
+    if run.kind == "tune":
+        return of_folder("tune --config", run.folder / "config.yaml")
+    if run.kind == "study":
+        return of_folder("study show", run.folder)
+    if (run.folder / "evaluation.json").is_file():
+        return of_folder("runs show", run.folder)
+    has_facts = run.kind in ("edit", "ledger", "demo") and (run.folder / "pack.json").is_file()
+    return of_folder("eval", run.folder) if has_facts else None
 
 
 def _tracing(settings: Mapping[str, Any]) -> list[str]:

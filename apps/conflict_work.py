@@ -53,7 +53,8 @@ def measure(
     """Prune these heads, one after the other, and measure it on held-out items, into a run folder."""
     twin, n = lm.fork(), len(heads)
     grid = tuple(sorted({k for k in GRID if k < n} | {n}))
-    settings = PruneSettings(direction=direction, grid=grid, controls=controls)  # type: ignore[arg-type]
+    seed = found.behaviour.items.settings.seed
+    settings = PruneSettings(direction=direction, grid=grid, controls=controls, seed=seed)  # type: ignore[arg-type]
 
     def work(on_step: OnStep) -> Ran:
         pruning: Pruning = prune(twin, found.behaviour.items, found.heads, settings, ranked=heads, on_step=on_step)

@@ -24,8 +24,7 @@ ORDER = 0
 SLOT = "runs.evaluate"
 PER_PAGE = 50
 TABLE = "rn_table"
-FILE = "facts.jsonl"  # stands for a file that a run does not keep
-MEMORY = "memory"  # the slot of the Memory page
+MEMORY = "memory"  # the kind of its runs, and the slot of the Memory page
 MARKS = {
     "complete": "complete",
     "stopped": "stopped by a rule",
@@ -139,9 +138,10 @@ def _buttons(lab: session.Lab, run: RunRecord, other: bool) -> None:
     is_pack = (run.folder / "pack.json").is_file()
     busy = lab.job is not None
     with st.container(horizontal=True):
-        if run.state == "interrupted" and st.button("Resume", type="primary", disabled=busy):
+        can_go_on = run.state == "interrupted" and (run.is_batch or run.kind == MEMORY)  # a study: by its command
+        if can_go_on and st.button("Resume", type="primary", disabled=busy):
             with errors.shown():
-                if run.kind == "memory":
+                if run.kind == MEMORY:
                     lab.start(MEMORY, "Going on with a study", work.resume_memory(lab.plain, run.folder))
                 else:
                     lab.start(batch.SLOT, "Going on with a batch", work.resume(lab.plain, run.folder))
@@ -168,9 +168,12 @@ def _buttons(lab: session.Lab, run: RunRecord, other: bool) -> None:
                     lab.start(batch.SLOT, "Editing a batch", work.batch(lab.plain, facts, plan, lab.runs_root))
                     st.rerun()
         _open_link(run)
-        downloads.notebook("Notebook", lambda: notebooks.of_run(run), run.name)
+        if notebooks.can_write(run):
+            downloads.notebook("Notebook", lambda: notebooks.of_run(run), run.name)
         downloads.folder("Run folder (zip)", run.folder)
-    st.code(command(run), language="bash", wrap_lines=True)
+    line = commands.of_run(run)
+    if line is not None:
+        st.code(line, language="bash", wrap_lines=True)
 
 
 def _open_link(run: RunRecord) -> None:
@@ -182,18 +185,6 @@ def _open_link(run: RunRecord) -> None:
         link |= {key: config[name] for key, name in named.items() if config.get(name) is not None}
         if st.button("Open with these settings"):
             links.go("views/locate.py", link)
-
-
-def command(run: RunRecord) -> str:
-    """What does the same, or goes on from here, on the command line."""
-    asked = run.manifest.get("asked")
-    settings = run.manifest.get("config", {})
-    if run.kind == "locate":
-        model = str(run.model)
-        return commands.locate(model, asked, settings) if asked else commands.locate_file(model, FILE, None, settings)
-    verbs = {"interrupted": "resume"} if run.state == "interrupted" else {}
-    by_kind = {"eval": "runs show", "edit": "eval", "ledger": "eval"}
-    return commands.of_folder(verbs.get(run.state) or by_kind.get(run.kind, "runs show"), run.folder)
 
 
 def _results(folder: Path) -> pd.DataFrame | None:

@@ -21,7 +21,7 @@ def little_prose(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_conflicts_are_asked_pruned_kept_and_undone(app: App, place: Path) -> None:
-    app.open("conflicts", cf_n="60", cf_k="4").do("Ask")
+    app.open("conflicts", cf_n="60", cf_k="4", cf_seed="3").do("Ask")
     found = app.lab.outcomes["conflicts"].result
     behaviour, heads = found.result.behaviour, found.result.heads
     assert app.metrics["From memory"] == "100%" and app.metrics["Conflicts, subjects"] == "60, 20"
@@ -47,7 +47,8 @@ def test_conflicts_are_asked_pruned_kept_and_undone(app: App, place: Path) -> No
     assert [run.kind for run in runs] == ["conflicts", "conflicts"]
     for run in runs:
         cells = ["".join(cell["source"]) for cell in of_run(run)["cells"] if cell["cell_type"] == "code"]
-        assert all(compile(cell, run.name, "exec") for cell in cells) and "'subjects': 20" in cells[2]
+        assert all(compile(cell, run.name, "exec") for cell in cells) and "'subjects': 20, 'seed': 3" in cells[2]
+    assert "'grid': [1, 3, 4]" in cells[4] and "'controls': 10" in cells[4] and "ranked=read_heads('" in cells[4]
 
 
 def test_a_clicked_head_joins_those_chosen_by_hand_and_leaves_them(app: App, place: Path) -> None:

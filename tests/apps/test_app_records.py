@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 from app_driver import App
+from editlab_apps import commands
 from editlab_apps.clicks import take_row
-from editlab_apps.notebooks import of_run
+from editlab_apps.notebooks import can_write, of_run
 from editlab_apps.tabs.compare import differences
 from editlab_apps.tabs.ledger import CHOSEN, TABLE
 
-from editlab.runs.records import list_runs
+from editlab.runs.journal import Journal
+from editlab.runs.records import list_runs, read_record
 
 
 @pytest.fixture
@@ -91,6 +93,66 @@ def test_a_traces_notebook_traces(app: App, place: Path) -> None:
     for cell in of_run(run)["cells"][1:]:
         exec(cell["source"], names)
     assert names["found"].headline == run.headline  # type: ignore[attr-defined]
+
+
+def test_a_probes_notebook_probes(place: Path) -> None:
+    App().open("probe", pr_name="logit-lens").do("Run")
+    (run,) = list_runs(place / "runs")
+    names: dict[str, object] = {}
+    for cell in of_run(run)["cells"][1:]:
+        exec(cell["source"], names)
+    assert names["found"].headline == run.headline  # type: ignore[attr-defined]
+    assert str(commands.of_run(run)).startswith("editlab probe logit-lens")
+
+
+def test_an_evaluations_notebook_measures_as_it_did(batch: App, place: Path) -> None:
+    batch.open("runs").do("Evaluate")
+    (run,) = (run for run in list_runs(place / "runs") if run.kind == "eval")
+    assert commands.of_run(run) == f"editlab runs show {run.folder}"
+    shutil.copytree(run.folder, place / "runs" / "again")
+    file = place / "runs" / "again" / "evaluation.json"
+    saved = json.loads(file.read_text())
+    saved["settings"]["mode"], saved["settings"]["suite"]["metrics"] = "single", ["efficacy"]
+    file.write_text(json.dumps(saved))
+    last = of_run(read_record(file.parent))["cells"][-1]["source"]
+    assert last == "lm.evaluate(mode='single', metrics=['efficacy'])"
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "command", "cell"),
+    [
+        ("channels", {"modes": ["qk"]}, None, "found = scan(lm, Config(modes=['qk']))"),
+        ("channels", {"task": "lists"}, None, None),
+        ("conflicts", {"command": "compare", "relation": "capital"}, None, None),
+        ("conflicts", {"command": "prune", "relation": "capital", "grid": [1], "seed": 2}, None, "'grid': [1], 'seed'"),
+        ("demo", {}, None, None),
+        ("study", {}, "editlab study show FOLDER", None),
+        (
+            "tune",
+            {"method": "rome", "grid": {"layer": [1]}, "limit": 5, "batch": False},
+            "editlab tune --config FOLDER/config.yaml",
+            "tune(lm, facts, 'rome', {'layer': [1]}, batch=False)",
+        ),
+    ],
+)
+def test_only_what_works_is_offered(
+    kind: str, config: dict[str, object], command: str | None, cell: str | None, tmp_path: Path
+) -> None:
+    manifest = {"kind": kind, "config": config, "written": "", "base": {"name": "factworld-llama"}, "edits": []}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    run = read_record(tmp_path)
+    assert commands.of_run(run) == (command and command.replace("FOLDER", str(tmp_path)))
+    assert can_write(run) is (cell is not None)
+    if cell is not None:
+        assert cell in of_run(run)["cells"][-1]["source"]
+
+
+def test_an_interrupted_study_is_gone_on_with_by_its_command(app: App, place: Path) -> None:
+    folder = place / "runs" / "20990101-study-x"
+    folder.mkdir(parents=True)
+    Journal(folder).add("planned", kind="study", basis={}, plan={}, model="factworld-llama")
+    app.open("runs")
+    assert "Resume" not in app.enabled and any("editlab resume" in code for code in app.codes)
 
 
 def test_an_entry_of_the_ledger_fills_the_form_of_an_edit(app: App) -> None:
