@@ -145,7 +145,7 @@ def result(lab: session.Lab, ran: work.Ran) -> None:
         config = downloads.image_options(ran.folder.name)
         alt = "Probability of the new answer against the share of neighbours that changed"
         left.plotly_chart(batch_points(found.reports), key="bt_chart", height=340, alt=alt, config=config)
-        alt = f"Shares over the edits made so far; {found.fired} of {n} facts fire at the end"
+        alt = f"Shares of the first facts, over how many they are; {found.fired} of all {n} fire"
         right.plotly_chart(edits_so_far(found.reports), key="bt_curve", height=340, alt=alt, config=config)
     with st.container(horizontal=True):
         if st.button("Put these edits into the ledger", disabled=bool(len(lab.lm.ledger)) or not n):

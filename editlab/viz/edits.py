@@ -80,12 +80,15 @@ def batch_points(reports: Sequence[EditReport]) -> go.Figure:
 
 
 def edits_so_far(reports: Sequence[EditReport]) -> go.Figure:
-    """Over the number of edits: the share of facts that fired right after their own, and of neighbours that changed."""
+    """Over the first n facts, in the order of their edits: shares of them that fire, and of their neighbours changed.
+
+    Both are as the run scored them: after its last edit where edits are kept, in mode single each under its own alone.
+    """
     import plotly.graph_objects as go
 
     figure = go.Figure()
     kept = [[row.changed for row in r.rows if row.kind in ("neighbour", "locality")] for r in reports]
-    parts = {"facts that fired": [[r.fires] for r in reports], "neighbours changed": kept}
+    parts = {"facts that fire": [[r.fires] for r in reports], "neighbours changed": kept}
     for i, (name, of_fact) in enumerate(parts.items()):
         y, true, n = [], 0, 0
         for flags in of_fact:
@@ -98,11 +101,11 @@ def edits_so_far(reports: Sequence[EditReport]) -> go.Figure:
             mode="lines+markers",
             line={"color": COLOURS[i], "dash": DASHES[i]},
             marker={"symbol": MARKERS[i]},
-            hovertemplate=f"after %{{x}} edits: %{{y:.0%}}<extra>{name}</extra>",
+            hovertemplate=f"of the first %{{x}} facts: %{{y:.0%}}<extra>{name}</extra>",
         )
     figure.update_layout(
-        xaxis={"title": "edits so far", "rangemode": "tozero"},
-        yaxis={"title": "share so far", "range": [-0.04, 1.04], "tickformat": ".0%"},
+        xaxis={"title": "first facts, in the order of their edits", "rangemode": "tozero"},
+        yaxis={"title": "share of them", "range": [-0.04, 1.04], "tickformat": ".0%"},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         modebar={"orientation": "v"},
         margin={"t": 48, "r": 48},

@@ -201,6 +201,9 @@ def test_a_batch_shows_its_shares_over_the_edits(batch: App) -> None:
 
     (report,) = batch.lab.outcomes["edit.batch"].result.result.reports
     rows = [row for row in report.rows if row.kind == "neighbour"]
-    fires, changed = edits_so_far([report, report]).data
+    figure = edits_so_far([report, report])
+    fires, changed = figure.data
+    # All are scored after the last edit: the figure must not say that they are as they were when x were made.
+    assert "of the first %{x} facts" in fires.hovertemplate and "first facts" in figure.layout.xaxis.title.text
     assert list(fires.y) == [1, 1] and list(fires.x) == [1, 2]
     assert list(changed.y) == [sum(row.changed for row in rows) / len(rows)] * 2
