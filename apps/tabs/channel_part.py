@@ -6,6 +6,7 @@ import streamlit as st
 
 from editlab.errors import EditlabError
 from editlab.probes.channels.components import component_edit
+from editlab.probes.channels.factors import Factors
 from editlab.probes.channels.parts import Part
 from editlab.probes.channels.readout import LABEL, read_out
 from editlab.probes.channels.scan import Scan
@@ -29,7 +30,8 @@ def draw(lab: session.Lab) -> None:
         _card(lab, found.scan, part)
     else:
         st.caption("Scan all pairs first to see its spectrum, its tokens and its readers here.")
-    _trial(lab, part)
+    factors = found.scan.factors if found is not None and found.state == lab.state else None
+    _trial(lab, part, factors)
 
 
 def _card(lab: session.Lab, scan: Scan, part: Part) -> None:
@@ -50,7 +52,7 @@ def _card(lab: session.Lab, scan: Scan, part: Part) -> None:
         st.dataframe(read_out(lab.lm, scan.factors, part).to_pandas(), hide_index=True, alt=f"Tokens of {part}")
 
 
-def _trial(lab: session.Lab, part: Part) -> None:
+def _trial(lab: session.Lab, part: Part, factors: Factors | None) -> None:
     with st.form("ch_trial"):
         columns = st.columns(3)
         alpha = columns[0].slider(
@@ -62,7 +64,7 @@ def _trial(lab: session.Lab, part: Part) -> None:
         wanted = st.form_submit_button("Try it", type="primary", disabled=lab.job is not None)
     if wanted:
         with errors.shown():
-            asked = channel_work.trial(lab.lm, part, float(alpha), prompt, task, int(length))
+            asked = channel_work.trial(lab.lm, part, float(alpha), prompt, task, int(length), factors)
             lab.start(SLOT, "Scaling a component", asked)
             st.rerun()
     panel.command(f"editlab channels edit {part} --scale {alpha:g} --model {lab.lm.name}")
@@ -76,7 +78,11 @@ def _trial(lab: session.Lab, part: Part) -> None:
     right.markdown("**Scaled**")
     right.code(found.answers[1], language=None, wrap_lines=True)
     if len(found.rows):
-        st.dataframe(found.rows, hide_index=True, alt="Accuracy and margin, beside a control")
+        st.dataframe(found.rows, hide_index=True, alt="Accuracy and margin, beside controls")
+        st.caption(
+            "Scaled alike as controls: other components of its head, components of the same rank of its layer's other "
+            "heads, and random directions that its head can write."
+        )
     if st.button("Keep as an edit", key="ch_keep", disabled=lab.job is not None):
         try:
             entry = lab.lm.ledger.apply(component_edit(lab.lm, [found.part], found.alpha))
