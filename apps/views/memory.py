@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import streamlit as st
-from editlab_apps import commands, errors, links, panel, session, work
+from editlab_apps import commands, errors, forms, links, panel, session, work
 
+from editlab import registry
 from editlab.config import build
 from editlab.data.stimuli import KINDS
 from editlab.runs import run_folder
 from editlab.runs.memory.learner import memory_needed
 from editlab.runs.memory.live import so_far
 from editlab.runs.memory.settings import PRESETS, preset, spread
+from editlab.runs.memory.survive import ENGINES, LOADED, MATCHED, TRAIN
 from editlab.runs.memory.verbs import VERBS
 from editlab.runs.records import list_runs, read_record
 from editlab.viz.files import page_html
@@ -26,7 +28,7 @@ ORDER = 30
 SLOT, COST = "memory", "memory.cost"
 RUN = "me.run"  # the folder of the study that was begun last
 EVERY = "3s"
-ASKS = {
+ASKS = {  # in this order; a verb without an entry has its own name, and a form of all its settings
     "recognize": "Recognition: tell studied texts from foils",
     "recall": "Recall: say the second half of a studied text",
     "retain": "Retention: both, while training goes on with other text",
@@ -47,8 +49,9 @@ def page() -> None:
         "This trains: on a full private copy, which starts from the model as it stands, edits included, and is dropped "
         "at the end. Your model and ledger stay as they are."
     )
-    verb = st.selectbox("Question", **links.chosen("me_verb", list(ASKS), ASKS.__getitem__))
-    links.check("me_verb", "question", verb, f"there are {', '.join(ASKS)}")
+    verbs = sorted(VERBS, key=[*ASKS, *VERBS].index)
+    verb = st.selectbox("Question", **links.chosen("me_verb", verbs, lambda verb: ASKS.get(verb, verb)))
+    links.check("me_verb", "question", verb, f"there are {', '.join(verbs)}")
     with errors.shown():
         _form(lab, str(verb))
     _interrupted(lab)
@@ -62,7 +65,11 @@ def page() -> None:
 
 def _form(lab: session.Lab, verb: str) -> None:
     with st.form("me_form"):
-        values = _study_fields(verb) if verb in STUDIES else _other_fields(lab, verb)
+        if verb in ASKS:
+            values = _study_fields(verb) if verb in STUDIES else _other_fields(lab, verb)
+        else:
+            own = VERBS[verb].settings
+            values = forms.fields(own, list(own.model_fields), {}, f"me.{verb}.")
         with st.container(horizontal=True):
             wanted = st.form_submit_button("Begin", type="primary", disabled=lab.job is not None)
             asked = st.form_submit_button(
@@ -120,11 +127,9 @@ def _other_fields(lab: session.Lab, verb: str) -> dict[str, Any]:
     values["times"] = spread(int(fill))
     if lab.lm.ledger.active:
         st.caption("The facts of your ledger are followed.")
-        return values | {"engines": ("loaded edits",)}
-    chosen = st.multiselect(
-        "Who teaches", ["train", "train, matched", "rome", "memit", "emmet", "alphaedit", "wise"],
-        ["train, matched", "rome", "memit", "emmet", "alphaedit"], key="me_engines",
-    )  # fmt: skip
+        return values | {"engines": (LOADED,)}
+    quick = [engine for engine in ENGINES if engine not in (TRAIN, "wise")]
+    chosen = st.multiselect("Who teaches", [TRAIN, MATCHED, *registry.names()], quick, key="me_engines")
     size = st.number_input("Facts", 2, 200, 8, **links.bound("me_n"))
     return values | {"engines": tuple(chosen), "items": int(size)}
 

@@ -196,7 +196,9 @@ def survive(
     if pack is not None and file is not None:
         raise ConfigError("A pack brings its own facts.", "Leave --file out.")
     if pack is not None:
-        values.setdefault("engines", ("loaded edits",))
+        from editlab.runs.memory.survive import LOADED
+
+        values.setdefault("engines", (LOADED,))
     study(out, EditedCheckpoint(**vars(checkpoint), edits=pack), "survive", values, target)
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import shlex
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from app_driver import App
 
+from editlab import registry
 from editlab.cli.__main__ import run
 from editlab.runs.memory.course import Course
 from editlab.runs.memory.learner import Learner
+from editlab.runs.memory.verbs import VERBS
 from editlab.runs.records import list_runs
 
 
@@ -87,6 +90,15 @@ def test_every_question_has_a_form_and_the_command_that_asks_it(app: App, verb: 
     app.open("memory").fill(me_verb=verb).run()
     (command,) = (c for c in app.codes if f"memory {verb}" in c)
     assert "Begin" in app.enabled and "lr=" in command
+
+
+def test_every_method_can_teach_and_every_verb_can_be_asked(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    app.open("memory").fill(me_verb="survive").run()
+    (box,) = app.at.multiselect
+    assert set(box.options) >= set(registry.names()) and "loaded edits" not in box.options
+    monkeypatch.setitem(VERBS, "relearn", replace(VERBS["order"], name="relearn"))
+    app.run().fill(me_verb="relearn").run()
+    assert "Begin" in app.enabled and any("memory relearn" in code for code in app.codes)
 
 
 def test_a_bad_link_is_said(app: App) -> None:
