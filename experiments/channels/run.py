@@ -2,7 +2,7 @@
 
     python experiments/channels/run.py --out runs/channels            # a step at a time: --only scan roles ...
 
-Steps: scan, roles, inhibition, induction, lists, steer. Each leaves a table and a line in `said.md` in the folder.
+Steps: scan, roles, inhibition, induction, lists, steer. Each leaves a table and a line in `said.json` in the folder.
 """
 
 from __future__ import annotations

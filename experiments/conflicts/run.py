@@ -1,7 +1,7 @@
 """Memory against context, for one model: who wins, which heads decide, what pruning and its rivals do, and edits.
 
     python experiments/conflicts/run.py                         # the default model
-    python experiments/conflicts/run.py --model factworld-gpt2 --subjects 40
+    python experiments/conflicts/run.py --model factworld-gpt2 --relation language --subjects 40
     python experiments/conflicts/run.py --steps probe heads     # some steps only
 
 Each step writes one CSV into results/ when it has ended and is skipped where that is there, so a killed run goes on.
@@ -33,6 +33,7 @@ from editlab.runs.edited_conflicts import edited_conflicts
 from editlab.state.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
+RELATION = "capital"
 DIRECTIONS = ("context", "memory")
 EDITS = ("rome", "memit", "wise")
 
@@ -47,6 +48,12 @@ class Study:
         self._items: dict[str, Items] = {}
         self._heads: dict[str, HeadMap] = {}
         self.prunings: dict[str, Pruning] = {}
+
+    def path(self, step: str) -> Path:
+        """The table of a step; what is not as usual stands in its name."""
+        relation = [self.relation] if self.relation != RELATION else []
+        subjects = [f"{self.subjects}-subjects"] if self.subjects is not None else []
+        return RESULTS / ("-".join([self.lm.name, *relation, *subjects, step]) + ".csv")
 
     def items(self, format: str = "substitution") -> Items:
         if format not in self._items:
@@ -170,7 +177,7 @@ STEPS: dict[str, Callable[[Study], pd.DataFrame]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model")
-    parser.add_argument("--relation", default="capital")
+    parser.add_argument("--relation", default=RELATION)
     parser.add_argument("--subjects", type=int, help="at most so many known subjects")
     parser.add_argument("--controls", type=int, default=20, help="random head sets")
     parser.add_argument("--facts", type=int, default=10, help="edited facts per method")
@@ -182,7 +189,7 @@ def main() -> None:
     study = Study(options.model, options.relation, options.subjects, options.controls, options.facts)
     print(study.items().headline, flush=True)
     for name in options.steps:
-        path = RESULTS / f"{study.lm.name}-{name}.csv"
+        path = study.path(name)
         if path.exists():
             print(f"{name}: there already", flush=True)
             continue

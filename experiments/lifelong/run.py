@@ -7,16 +7,18 @@
 
 The facts are those of the files, in their order, whose true answer the unedited model finds more probable than the
 new one, one a subject; without a file, counterfactuals of what the model knows of the relations, shuffled. Each
-setting is a run that can be killed and gone on with (runs/lifelong/NAME). When all edits are made they are put back
-one by one on the unedited model, and after 1, 10, 30, 100, ... of them at most `--sample` of the facts written so
-far, evenly spread over the sequence, are scored, with drift, perplexity and norms of the model. Locality is asked
-three times: of the published prompts (zsRE's, `--far`; without it, of other facts that the model knows), of the same
-without the prefix that all of them have and no edit has ("nq question: "), and of the facts' own neighbours.
+setting is a run that can be killed and gone on with (runs/lifelong/MODEL/NAME-N-FACTS). When all edits are made they
+are put back one by one on the unedited model, and after 1, 10, 30, 100, ... of them at most `--sample` of the facts
+written so far, evenly spread over the sequence, are scored, with drift, perplexity and norms of the model. Locality
+is asked three times: of the published prompts (zsRE's, `--far`; without it, of other facts that the model knows), of
+the same without the prefix that all of them have and no edit has ("nq question: "), and of the facts' own neighbours.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -106,23 +108,38 @@ def main() -> None:
         mode = "sequential" if size == 1 else "sequential-batched"
         plan = Plan(method=method, mode=mode, batch_size=size, settings=settings)
         lm = base.fork()
-        folder = options.runs / base.name / name.replace(", ", "-").replace(" ", "-")
+        folder = folder_of(options.runs / base.name, name, facts)
         if is_finished(folder):
             lm.load_edits(folder)
         else:
             run_batch(lm, facts, plan, folder)
-        ends = [event for event in Journal(folder).events if event["event"] in ("committed", "failed")]
-        costs = {
-            "failed": sum(event["event"] == "failed" for event in ends),
-            "seconds": sum(event.get("seconds", 0.0) for event in ends) / len(facts),
-            "bytes": sum(p.stat().st_size for p in folder.rglob("*.safetensors")) / len(facts),
-        }
+        costs = costs_of(folder, plan, facts)
         rows = [key | costs | row for row in scores(lm, far, options.sample, options.marks)]
         # Another process may have added its own rows meanwhile.
         done = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame()
         pd.concat([done, pd.DataFrame(rows)]).to_csv(options.out, index=False)
         shown = pd.DataFrame(rows).pivot_table(index="edits", columns="metric", values="edited")
         print(f"{name}: {costs}\n{shown.to_string(float_format=lambda x: f'{x:.3g}')}", flush=True)
+
+
+def folder_of(root: Path, name: str, facts: Sequence[Fact]) -> Path:
+    """Where a setting is run on these facts: a run on others, or on fewer of them, is another run."""
+    whole = json.dumps([fact.model_dump(mode="json") for fact in facts], sort_keys=True)
+    digest = hashlib.sha256(whole.encode()).hexdigest()[:6]
+    return root / f"{name.replace(', ', '-').replace(' ', '-')}-{len(facts)}-{digest}"
+
+
+def costs_of(folder: Path, plan: Plan, facts: Sequence[Fact]) -> dict[str, float]:
+    """Facts that failed, and seconds and bytes a fact, of a finished run."""
+    sizes = [len(chunk) for chunk in plan.chunks(facts)]
+    ends = [event for event in Journal(folder).events if event["event"] in ("committed", "failed")]
+    # The journal has the seconds of one fact of a chunk.
+    seconds = sum(event.get("seconds", 0.0) * sizes[event["chunk"]] for event in ends)
+    return {
+        "failed": sum(sizes[event["chunk"]] for event in ends if event["event"] == "failed"),
+        "seconds": seconds / len(facts),
+        "bytes": sum(p.stat().st_size for p in folder.rglob("*.safetensors")) / len(facts),
+    }
 
 
 def from_relations(lm: LM) -> list[Fact]:

@@ -29,7 +29,8 @@ def main() -> None:
         result = verb.result(pd.read_parquet(run.folder / "results.parquet"), settings, str(run.model), ())
         changed = {k: v for k, v in settings.model_dump().items() if v != verb.settings().model_dump()[k]}
         said = ", ".join(f"{k}={v}" for k, v in changed.items())
-        remarks = "\n".join(f"- {remark}" for remark in result.remarks())
+        # Of the manifest: only the run knows which courses ended early.
+        remarks = "\n".join(f"- {remark}" for remark in run.manifest["remarks"])
         parts.append(
             f"## {run.model}: {verb.name}\n\n{result.headline}\n\n{remarks}\n- Settings: {said}\n\n"
             f"```\n{result.table()}\n```\n"
