@@ -253,6 +253,7 @@ def test_files_of_one_name_are_all_looked_at(study: StudyPlan, tmp_path: Path) -
 def test_one_model_is_kept_and_no_facts_keep_another(
     study: StudyPlan, model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(work, "_model", {})  # other tests have left one
     asked = []
     pool = work._pool
     monkeypatch.setattr(work, "_pool", lambda *args: asked.append(args[1:]) or pool(*args))
