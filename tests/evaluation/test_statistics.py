@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from editlab.evaluation.metrics.counterfact import harmonic
-from editlab.evaluation.statistics import adjusted, estimate, estimate_joint, estimate_nested, paired
+from editlab.evaluation.statistics import (
+    adjusted,
+    estimate,
+    estimate_joint,
+    estimate_nested,
+    estimate_nested_joint,
+    paired,
+)
 
 
 def test_shares_get_wilson_s_interval() -> None:
@@ -105,3 +112,23 @@ def test_tests_and_intervals_repeat_with_their_seed() -> None:
     assert found.p == pytest.approx(stats.ttest_rel(a, b).pvalue, abs=0.02)
     assert paired([0.0, 0.0], [1.0, 2.0]).p == 0.5  # two of four signs are as extreme
     assert paired([1.0], [2.0]).p == 1.0
+
+
+def test_seeds_reach_every_interval() -> None:
+    x = np.random.default_rng(0).random(24).tolist()
+    for interval in (
+        lambda seed: estimate(x, seed=seed),
+        lambda seed: estimate_nested([x], seed=seed),
+        lambda seed: estimate_nested([x[:9], x[9:]], seed=seed),
+        lambda seed: estimate_nested_joint([[x[:9]], [x[9:]]], lambda a: a, seed=seed),
+        lambda seed: estimate_nested_joint([[x]], lambda a: a, seed=seed),
+    ):
+        assert interval(0) == interval(0)
+        assert (interval(0).low, interval(0).high) != (interval(1).low, interval(1).high)
+        assert interval(0).mean == interval(1).mean
+
+
+def test_too_few_complete_items_bear_no_interval() -> None:
+    nan = float("nan")
+    found = estimate_nested_joint([[[1.0, nan], [2.0, 3.0]], [[nan], [4.0]]], lambda a, b: a + b)
+    assert (found.mean, found.n) == (4.0, 1) and np.isnan(found.low) and np.isnan(found.high)
