@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from editlab.cli.console import Output, table
+from editlab.cli.console import Output
 from editlab.cli.options import EditedCheckpoint, Seed, new_folder, spread
+from editlab.display import text_table
 from editlab.errors import ConfigError
 from editlab.jsonable import records
 
@@ -264,7 +265,7 @@ def _show_part(out: Output, lm: LM, part: Any, target: Any, modes: tuple[str, ..
                 | {"best_component": best, "component_score": float(scores[best]), "p": float(p[best])}
             )
         data["pairs"] = pairs
-        out.show(table(list(pairs[0]), [[_cell(v) for v in row.values()] for row in pairs]))
+        out.show(text_table(list(pairs[0]), [[_cell(v) for v in row.values()] for row in pairs]))
     else:
         rows = found.to_pandas("component" if part.component is not None else "head", source=part, limit=top)
         data["readers"] = records(rows)
@@ -282,7 +283,7 @@ def _three(rows: pd.DataFrame, name: str) -> list[tuple[float, float, float]]:
 
 
 def _table(rows: pd.DataFrame, columns: list[str]) -> str:
-    return table(columns, [[_cell(value) for value in row] for row in rows[columns].itertuples(index=False)])
+    return text_table(columns, [[_cell(value) for value in row] for row in rows[columns].itertuples(index=False)])
 
 
 def _cell(value: Any) -> object:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from editlab.cli.console import Output, table
+from editlab.cli.console import Output
 from editlab.cli.options import Seed
+from editlab.display import text_table
 from editlab.jsonable import records
 
 if TYPE_CHECKING:
@@ -138,4 +139,4 @@ def shown(rows: pd.DataFrame, columns: tuple[str, ...]) -> str:
         return str(value)
 
     found = [name for name in columns if name in rows]
-    return table(found, [[cell(name, row[name]) for name in found] for row in rows.to_dict("records")]) + "\n"
+    return text_table(found, [[cell(name, row[name]) for name in found] for row in rows.to_dict("records")]) + "\n"

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -118,13 +118,6 @@ def read_facts(out: Output, file: Path, skip_malformed: bool) -> list[Fact]:
     for remark in loaded.report.remarks():
         out.say(f"{file.name}: {remark}")
     return facts_of(loaded)
-
-
-def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Columns of plain text, aligned, with no frame and no trailing space, so that runs can be diffed."""
-    cells = [[str(cell) for cell in row] for row in [headers, *rows]]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(headers))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells)
 
 
 def printable(text: str) -> str:

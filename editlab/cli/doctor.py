@@ -6,8 +6,9 @@ import time
 
 import typer
 
-from editlab.cli.console import Output, table
+from editlab.cli.console import Output
 from editlab.cli.options import Checkpoint, spread
+from editlab.display import text_table
 
 
 def doctor(out: Output, checkpoint: Checkpoint) -> None:
@@ -50,7 +51,7 @@ def doctor(out: Output, checkpoint: Checkpoint) -> None:
     failed = [str(c["check"]) for c in checks if not c["ok"]]
     if failed:
         out.warn(f"failed: {', '.join(failed)}.")
-    out.result({"model": lm.name, "checks": checks}, table(["", "check", "finding", "time"], rows_shown))
+    out.result({"model": lm.name, "checks": checks}, text_table(["", "check", "finding", "time"], rows_shown))
     if failed:
         # Said in the result already, which is the one object of --json.
         raise typer.Exit(1)

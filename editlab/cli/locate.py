@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from editlab.cli.console import Output, read_facts, table
+from editlab.cli.console import Output, read_facts
 from editlab.cli.options import EditedCheckpoint, SkipMalformed, new_folder, spread
+from editlab.display import text_table
 from editlab.errors import ConfigError
 from editlab.jsonable import records
 
@@ -86,7 +87,7 @@ def locate(
         found = trace_many(lm, facts, config, out.on_step)
         rows = found.to_pandas().dropna().nlargest(8, "effect")
         cells = [[r.layer, r.role, f"{r.effect:.1%}", f"{r.low:.1%} to {r.high:.1%}", r.n] for r in rows.itertuples()]
-        out.show(table(["layer", "token", "effect", "95 %", "n"], cells))
+        out.show(text_table(["layer", "token", "effect", "95 %", "n"], cells))
     edits = None if checkpoint.edits is None else str(checkpoint.edits)
     asked |= {"file": str(file) if file else None, "limit": limit, "edits": edits}
     from editlab.runs import run_folder, write_trace

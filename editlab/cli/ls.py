@@ -11,8 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from editlab.cli.console import Output, size_text, table
+from editlab.cli.console import Output, size_text
 from editlab.cli.options import spread
+from editlab.display import text_table
 from editlab.errors import ConfigError, UnknownName, did_you_mean
 
 
@@ -29,7 +30,7 @@ class Listing:
         """The rows as a table, or the sentence for no rows."""
         if not self.rows:
             return self.empty
-        return table(self.columns, [[row[column] for column in self.columns] for row in self.shown or self.rows])
+        return text_table(self.columns, [[row[column] for column in self.columns] for row in self.shown or self.rows])
 
 
 def models() -> Listing:

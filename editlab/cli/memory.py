@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from editlab.cli.console import Output, table
+from editlab.cli.console import Output
 from editlab.cli.edit import interruptible
 from editlab.cli.options import Checkpoint, EditedCheckpoint, Seed, new_folder, spread
+from editlab.display import text_table
 from editlab.errors import ConfigError
 from editlab.jsonable import records
 
@@ -221,7 +222,7 @@ def calibrate(
     found = sweep(lm, settings, tuple(lr) if lr else GRID, aim, out.on_step)
     points = found.table.to_dict("records")
     cells = [[f"{r['lr']:g}", f"{r['recognition']:.0%}", f"{r['recall']:.0%}", f"{r['drift']:+.2f}"] for r in points]
-    out.show(table(["lr", "recognised after one", "recalled at the end", "drift (nats)"], cells))
+    out.show(text_table(["lr", "recognised after one", "recalled at the end", "drift (nats)"], cells))
     data = {"chosen": found.chosen, "aim": aim, "n": found.items, "points": points}
     out.result(data, found.headline)
 
@@ -238,7 +239,7 @@ def settings(
         raise UnknownName(f"There is no verb '{verb}'.", did_you_mean(verb, list(VERBS)))
     rows = settings_of(VERBS[verb].settings)
     cells = [[r["name"], "" if r["default"] is None else r["default"], r["range"], r["description"]] for r in rows]
-    out.show(table(["setting", "default", "range", "meaning"], cells))
+    out.show(text_table(["setting", "default", "range", "meaning"], cells))
     out.result({"verb": verb, "settings": rows})
 
 

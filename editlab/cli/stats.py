@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from editlab.cli.console import Output, table
+from editlab.cli.console import Output
 from editlab.cli.options import Checkpoint, Seed, spread
+from editlab.display import text_table
 
 
 def stats(
@@ -74,7 +75,7 @@ def stats(
     columns = ["layer", "tokens", "trace", "largest_eigenvalue", "condition"]
     shown = [[f"{r[c]:.4g}" if isinstance(r[c], float) else r[c] for c in columns] for r in rows]
     lines = [
-        table(columns, shown),
+        text_table(columns, shown),
         f"Kept in {stats_path(lm, layers[0], corpus, settings).parent} ({seconds} s).",
     ]
     out.result({"model": lm.name, "text": corpus.name, "layers": rows, "seconds": seconds}, "\n".join(lines))

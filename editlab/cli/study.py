@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from editlab.cli.console import Output, table
+from editlab.cli.console import Output
 from editlab.cli.edit import interruptible
 from editlab.cli.options import Threads, new_folder, spread
+from editlab.display import text_table
 from editlab.jsonable import records
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def finish(out: Output, result: StudyResult, folder: Path, *, seeds: bool = Fals
     """The table, and where everything is; failed runs end the command with their exit code."""
     for name, reason in result.failed.items():
         out.warn(f"{name}: {reason}")
-    out.show(table(*result.cells(seeds=True)) if seeds else result.table())
+    out.show(text_table(*result.cells(seeds=True)) if seeds else result.table())
     rows = {name: records(result.to_pandas(seeds=per_run)) for name, per_run in (("runs", True), ("points", False))}
     data = {"study": str(folder), "headline": result.headline, "failed": dict(result.failed), **rows}
     out.result(data, f"{result.headline}\nReport: {folder / 'report.html'}")
@@ -112,7 +113,7 @@ def _dry_run(out: Output, plan: StudyPlan) -> None:
     cells = [[name, "?" if e is None else f"{e.seconds:.0f} s", "?" if e is None else f"{e.memory / 1e9:.2f} GB", why]
              for name, e, why in found]  # fmt: skip
     seconds = sum(e.seconds for _, e, _ in found if e is not None)
-    out.show(table(["run", "edits and scores", "memory", "problem"], cells))
+    out.show(text_table(["run", "edits and scores", "memory", "problem"], cells))
     rows = [{"run": name, "problem": why or None, **(asdict(e) if e else {})} for name, e, why in found]
     out.result(
         {"dry_run": True, "runs": rows, "seconds": seconds},

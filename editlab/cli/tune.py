@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from editlab.cli.console import Output, read_facts, table
+from editlab.cli.console import Output, read_facts
 from editlab.cli.options import Checkpoint, new_folder, spread
+from editlab.display import text_table
 from editlab.errors import ConfigError
 
 
@@ -72,7 +73,7 @@ def tune(
         ]
         for r in rows
     ]
-    out.show(table([*names, "fires", "paraphrases", "neighbours kept", "score", "failed"], cells))
+    out.show(text_table([*names, "fires", "paraphrases", "neighbours kept", "score", "failed"], cells))
     best = {name: rows[0][name] for name in names}
     folder = run or run_folder("tune", lm.base_hash)
     shown = found.astype(dict.fromkeys(names, str))

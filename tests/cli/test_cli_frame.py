@@ -16,7 +16,8 @@ import editlab.cli
 from editlab import errors
 from editlab.cli import console
 from editlab.cli.__main__ import build_app, run
-from editlab.cli.console import Output, size_text, table
+from editlab.cli.console import Output, size_text
+from editlab.display import text_table
 from editlab.progress import StepInfo
 
 Capture = pytest.CaptureFixture[str]
@@ -217,7 +218,7 @@ def test_progress_on_a_terminal_draws_bars_and_wipes_them(capsys: Capture, monke
 
 
 def test_tables_and_sizes() -> None:
-    assert table(["a", "name"], [[1, "x"], [22, ""]]) == "a   name\n1   x\n22"
+    assert text_table(["a", "name"], [[1, "x"], [22, ""]]) == "a   name\n1   x\n22"
     assert [size_text(n) for n in (0, 999, 1000, 538_090_408)] == ["0 B", "999 B", "1.0 kB", "538.1 MB"]
 
 

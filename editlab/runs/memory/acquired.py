@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from editlab.display import text_table
 from editlab.evaluation.statistics import Estimate, estimate_nested
 from editlab.probes.memory.acquisition import DEPTHS, LEAST_GAIN, Acquired, acquired
 from editlab.runs.memory.acquire import CONTROL, SCENARIOS, AcquireSettings
-from editlab.runs.memory.curves import aligned
 from editlab.runs.memory.result import MemoryResult
 from editlab.runs.memory.settings import spread
 
@@ -130,7 +130,7 @@ class AcquireResult(MemoryResult):
             "probes",
             "left out",
         ]
-        return aligned([*heads, "censored"], cells)
+        return text_table([*heads, "censored"], cells)
 
     def figures(self) -> dict[str, go.Figure]:
         """By name."""

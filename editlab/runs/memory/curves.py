@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from editlab.display import text_table
 from editlab.evaluation.statistics import LEVEL, Estimate, estimate, estimate_nested
 from editlab.probes.memory import recognition
 from editlab.probes.memory.forgetting import Fit, fit_forgetting, verdict
@@ -157,7 +158,7 @@ class StudyResult(MemoryResult):
             found = {n: Estimate(*by.loc[n, ["mean", "low", "high", "n"]]) for n in names if n in by.index}
             told = [share_text(found[n]) if n in found else "-" for n in names]
             cells.append([kind, exposure, t, *told])
-        return aligned(["kind", "exposures", "later updates", *names], cells)
+        return text_table(["kind", "exposures", "later updates", *names], cells)
 
     def figures(self) -> dict[str, go.Figure]:
         """By name."""
@@ -185,13 +186,6 @@ class StudyResult(MemoryResult):
     def shown(self) -> list[pd.DataFrame]:
         """Recognition and recall."""
         return [self.curve[self.curve["measure"].isin(["recognition", "recall"])]]
-
-
-def aligned(headers: list[str], rows: list[list[Any]]) -> str:
-    """Columns of plain text."""
-    cells = [[str(c) for c in row] for row in [headers, *rows]]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)
 
 
 def _losses(pairs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

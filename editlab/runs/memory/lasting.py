@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from editlab.display import text_table
 from editlab.evaluation.statistics import Estimate, estimate_nested
 from editlab.probes.memory.acquisition import LEAST_GAIN
 from editlab.probes.memory.survival import Lifetimes, holm
-from editlab.runs.memory.curves import aligned, share_text
+from editlab.runs.memory.curves import share_text
 from editlab.runs.memory.result import MemoryResult
 from editlab.runs.memory.survive import LOADED, MATCHED, TRAIN, SurviveSettings
 
@@ -184,7 +185,7 @@ class SurviveResult(MemoryResult):
         at_end = [f"recall at {last}", f"recognition at {last}"]
         halves = ["half-life of recall", "of recognition"]
         heads = ["engine", "gain (nats)", "recall at 0", *at_end, *halves, "p", "change kept"]
-        return aligned(heads, cells)
+        return text_table(heads, cells)
 
     def figures(self) -> dict[str, go.Figure]:
         """By name."""

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from editlab.data.stimuli.segments import bin_edges
+from editlab.display import text_table
 from editlab.evaluation.statistics import Estimate, estimate_nested
 from editlab.probes.memory.order import CHANCE, LEAST_MASS
-from editlab.runs.memory.curves import aligned, share_text
+from editlab.runs.memory.curves import share_text
 from editlab.runs.memory.order import CONDITIONS, OrderSettings
 from editlab.runs.memory.result import MemoryResult
 
@@ -91,7 +92,7 @@ class OrderResult(MemoryResult):
             shares = [share_text(found[m]) if m in found else "-" for m in MEASURES[:-1]]
             cells.append([condition, distance, *shares, f"{found['bias'].mean:+.2f}"])
         heads = ["debiased", "raw", "says A", "by association", "first is likelier", "bias to A (nats)"]
-        return aligned(["condition", "words apart", *heads], cells)
+        return text_table(["condition", "words apart", *heads], cells)
 
     def figures(self) -> dict[str, go.Figure]:
         """By name."""

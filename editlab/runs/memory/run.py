@@ -41,7 +41,8 @@ class Verb:
     Attributes:
         settings: their class. courses: lays them out. result: makes sense of the rows; it gets them, the settings, the
             model's name, and the courses that were aborted. probed: about how many texts a probe reads. whole: a course
-            that did not come to its end says nothing.
+            that did not come to its end says nothing. live: makes the curves that are shown on the way (see
+            `live_curves`), and what their values are.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Verb:
     courses: Callable[[LM, Any, OnStep], Sequence[Course]]
     result: Callable[[pd.DataFrame, Any, str, tuple[tuple[str, str], ...]], MemoryResult]
     probed: Callable[[Any], int]
+    live: tuple[Callable[[pd.DataFrame], pd.DataFrame], str]
     whole: bool = False
 
 

@@ -23,11 +23,11 @@ import torch
 from pydantic import Field
 
 from editlab.data.stimuli import filler, read_stimuli, stimuli
+from editlab.display import text_table
 from editlab.evaluation.statistics import estimate_nested
 from editlab.probes.memory.reading import Reading, read
 from editlab.progress import OnStep, silent
 from editlab.runs.memory.course import Course, Row
-from editlab.runs.memory.curves import aligned
 from editlab.runs.memory.dampening import GRID, dampened, importance, share, stop_at
 from editlab.runs.memory.learner import Learner
 from editlab.runs.memory.result import MemoryResult
@@ -239,7 +239,7 @@ class UnlearnResult(MemoryResult):
                 [state, alpha if is_dampened else "-", f"{touched:.2%}" if is_dampened else "-", *losses, *recall]
             )
         heads = ["state", "alpha", "dampened", *(f"loss, {role}" for role in ROLES)]
-        return aligned([*heads, *(f"recall, {role}" for role in ROLES[:2])], cells)
+        return text_table([*heads, *(f"recall, {role}" for role in ROLES[:2])], cells)
 
     def figures(self) -> dict[str, go.Figure]:
         """By name."""
