@@ -94,7 +94,8 @@ def heads(
     from editlab.probes.conflicts.heads import HeadSettings, map_heads
 
     settings = build(HeadSettings, {**parse_overrides(overrides or []), "estimand": estimand}, "the scores")
-    asked = conflict.asked("heads", relation) | settings.model_dump(mode="json")
+    # Apart: both the items and their scores have 'draws'.
+    asked = conflict.asked("heads", relation) | {"scores": settings.model_dump(mode="json")}
     work = Work(out, checkpoint.open(out.on_step), run, asked)
     items = work.items(conflict, relation)
     found = map_heads(work.lm, items if all_subjects else items.split("discovery"), settings, on_step=out.on_step)
@@ -130,12 +131,15 @@ def prune(
     from editlab.probes.conflicts.prune import PruneSettings, means_of
     from editlab.probes.conflicts.prune import prune as choose
     from editlab.probes.conflicts.transfer import transfer_of
+    from editlab.state.heads import bias_of
 
     given = {**parse_overrides(overrides or []), "direction": to, "seed": conflict.seed}
     settings = build(PruneSettings, given, "the pruning")
     by_hand = read_heads(keep) if keep not in ("", "best", "safe") else ()
     asked = conflict.asked("prune", relation) | settings.model_dump(mode="json")
     work = Work(out, checkpoint.open(out.on_step), run, asked)
+    if keep and settings.ablation == "mean":
+        bias_of(work.lm.model, work.lm.adapter, 0)  # refused now rather than at the end
     items = work.items(conflict, relation)
     scores = map_heads(work.lm, items.split("discovery"), on_step=out.on_step)
     found = choose(work.lm, items, scores, settings, on_step=out.on_step)

@@ -45,7 +45,7 @@ def head_edit(model: nn.Module, adapter: ModelAdapter, wanted: HeadGains) -> Edi
         width = (rows, columns)[axis] // adapter.n_heads
         deltas[ref.name] = Delta.gain(gains.repeat_interleave(width), axis, size)
         if any(head in wanted.means for head in here):
-            deltas[_bias(model, adapter, layer)] = Delta(dense=_constant(model, adapter, layer, wanted, changed))
+            deltas[bias_of(model, adapter, layer)] = Delta(dense=_constant(model, adapter, layer, wanted, changed))
     names = ", ".join(head_name(head) for head in heads)
     by = " by their means" if wanted.means else ""
     what = f"heads {names} pruned{by}" if not any(changed.values()) else f"gains on heads {names}"
@@ -53,7 +53,12 @@ def head_edit(model: nn.Module, adapter: ModelAdapter, wanted: HeadGains) -> Edi
     return Edit(method="prune", config=config, requests=[], deltas=deltas, info={"what": what})
 
 
-def _bias(model: nn.Module, adapter: ModelAdapter, layer: int) -> str:
+def bias_of(model: nn.Module, adapter: ModelAdapter, layer: int) -> str:
+    """The parameter that holds what is added whatever the heads do.
+
+    Raises:
+        ConfigError: the output projection has none.
+    """
     name = f"{adapter.layers[layer].o}.bias"
     if name not in dict(model.named_parameters()):
         raise ConfigError(

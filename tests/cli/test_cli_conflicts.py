@@ -38,6 +38,8 @@ def test_heads_ranks_every_head(cli: Cli, tmp_path: Path) -> None:
     first = ended.out.splitlines()[1].split()
     assert first[0] in ("4.4", "4.5", "4.6", "4.7") and "recall" in ended.out  # one key-value group recalls
     assert len(pd.read_parquet(tmp_path / "h" / "results.parquet")) == 48
+    config = json.loads((tmp_path / "h" / "manifest.json").read_text())["config"]
+    assert config["draws"] == 1 and config["scores"]["draws"] == 2
 
 
 def test_kept_pruning_is_an_edit_that_can_be_undone(cli: Cli, tmp_path: Path) -> None:
@@ -77,6 +79,7 @@ def test_compare_has_a_row_per_lever_and_edits_a_row_per_state(cli: Cli, tmp_pat
     ("arguments", "sentence"),
     [
         (["probe", "capitol"], "capital"),
+        (["prune", "ablation=mean", "--keep", "best"], "no bias to put it in"),
         (["probe", "capital", "--formats", "poem"], "no context format 'poem'"),
         (["heads", "--estimand", "guess"], "estimand"),
         (["heads", "draws=9"], "draws"),
