@@ -60,6 +60,18 @@ def test_a_patched_column_is_the_full_forward_with_all_else_frozen(family: str) 
     assert moved > 1e-2  # patching does something
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_column_is_the_last_position_of_what_a_session_sees(family: str) -> None:
+    lm = make_lm(family)
+    found, last = column_of(lm, CLEAN), lm.adapter.n_layers - 1
+    kept = lm.capture(CLEAN, ["z", "attn_raw", "resid_pre", "resid_post", "final"])
+    for site, parts in (("z", found.z), ("attn_raw", found.attention), ("resid_pre", found.resid)):
+        for layer in range(lm.adapter.n_layers):
+            assert torch.allclose(parts[:, layer], kept[site, layer][:, -1], atol=1e-6)
+    assert torch.allclose(found.out, kept["resid_post", last][:, -1], atol=1e-6)
+    assert torch.allclose(found.final, kept["final"][:, -1], atol=1e-6)
+
+
 def test_heads_wider_than_the_model_divides_and_a_kv_head_for_all() -> None:
     for changes in ({"head_dim": 10}, {"num_key_value_heads": 1}, {"num_attention_heads": 6, "num_key_value_heads": 3}):
         tiny = make_lm("qwen3", **changes)

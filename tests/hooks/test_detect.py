@@ -154,9 +154,10 @@ def test_what_is_not_understood_is_refused_and_the_message_says_what_was_looked_
     assert hooks_of(model) == []
 
 
-def test_a_stream_that_jumps_over_layers_is_refused() -> None:
+@pytest.mark.parametrize("n_layers", [2, 3])
+def test_a_stream_that_jumps_over_layers_is_refused(n_layers: int) -> None:
     """Every block satisfies the identity here; only starting at layer 1 shows that block 0 acts elsewhere too."""
-    model: Any = make_model("llama")
+    model: Any = make_model("llama", num_hidden_layers=n_layers)
     kept: list[torch.Tensor] = []
     model.model.layers[0].mlp.register_forward_hook(lambda m, args, output: kept.append(output))
     model.model.norm.register_forward_pre_hook(lambda m, args: (args[0] + (kept.pop() if kept else 0),))

@@ -18,8 +18,9 @@ from editlab.errors import ConfigError, RequestError, SiteNotReached, SiteUnavai
 from editlab.hooks.adapter import ModelAdapter
 from editlab.hooks.attention import _OPEN
 from editlab.hooks.batch import Batch, pad_rows
-from editlab.hooks.cone import Cone
+from editlab.hooks.cone import Cone, restorer
 from editlab.hooks.detect import detect
+from editlab.hooks.points import frame_of_call
 from editlab.hooks.session import Session
 
 ROWS = [[3, 4, 5, 6, 7, 8, 9], [10, 11, 12], [13, 14, 15, 16, 17]]
@@ -409,6 +410,27 @@ def test_reading_chosen_columns_equals_indexing_all_logits(family: str, pad: Any
             got = s.run(batch, read=read).logits
             assert got.shape == expected.shape
             assert (got - expected).abs().max() <= 1e-5 * full.abs().max()  # a smaller matmul rounds differently
+
+
+def test_a_mask_of_padding_frames_a_forward_and_no_other_mask_does() -> None:
+    ids, mask = torch.ones(2, 3, dtype=torch.long), torch.tensor([[0, 1, 1], [1, 1, 1]])
+    assert torch.equal(frame_of_call((ids,), {"attention_mask": mask}).mask, mask)
+    for given in ({}, {"attention_mask": torch.zeros(2, 1, 3, 3)}):
+        frame = frame_of_call((), {"input_ids": ids, **given})
+        assert torch.equal(frame.mask, torch.ones(2, 3, dtype=torch.long))
+        assert (frame.offset, frame.width, frame.is_decode) == (0, 3, False)
+
+
+def test_a_forward_is_put_back_as_it_was_found() -> None:
+    module = nn.Linear(2, 2)
+    plain = restorer(module)
+    module.forward = first = lambda x: x  # type: ignore[assignment]
+    replaced = restorer(module)
+    module.forward = lambda x: 2 * x  # type: ignore[assignment]
+    replaced()
+    assert vars(module)["forward"] is first
+    plain()
+    assert "forward" not in vars(module)
 
 
 # --- values, heads, ablation --------------------------------------------------------------------------
