@@ -19,8 +19,9 @@ from editlab.data.corpus import held_out
 from editlab.errors import ConfigError, UnknownName
 from editlab.evaluation import metrics
 from editlab.evaluation.compare import compare
+from editlab.evaluation.questions import asked
 from editlab.evaluation.results import Evaluation
-from editlab.evaluation.scorer import force, score_facts
+from editlab.evaluation.scorer import force, score, score_facts
 from editlab.evaluation.sequence import retention, steps
 from editlab.evaluation.suite import Suite, read_suite
 from editlab.facts import Question
@@ -196,6 +197,20 @@ def test_models_are_asked_for_answers_where_a_metric_needs_them_and_nowhere_else
     prompts.clear()
     lm.evaluate(FACTS[:1], metrics=("efficacy", "paraphrase"), **FEW)
     assert not prompts
+
+
+def test_answers_have_ten_tokens_unless_told_otherwise(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[int] = []
+
+    def say(self: LM, texts: list[str], max_new_tokens: int, **options: Any) -> list[str]:
+        lengths.append(max_new_tokens)
+        return [""] * len(texts)
+
+    monkeypatch.setattr(LM, "generate", say)
+    score_facts(lm, FACTS[:1])
+    score(lm, asked(FACTS[:1], {"rewrite"}))
+    score(lm, asked(FACTS[:1], {"rewrite"}), max_new_tokens=3)
+    assert lengths == [10, 10, 3]
 
 
 def test_marks_along_a_sequence() -> None:
