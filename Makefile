@@ -2,7 +2,7 @@
 # make test        install everything for development and run the tests (no downloads beyond pip's index)
 # make test-model  the tests that need the default checkpoint; fetches it once
 # make test-browser  the app in headless Chromium, which must be there (with chromedriver)
-# make test-lowest  the oldest versions of the libraries that are allowed; for changes of pyproject.toml, not in .ci/run
+# make test-lowest  the tests of what meets other libraries, with the oldest versions that are allowed
 # make lint        ruff and mypy
 # make clean       remove .venv and everything that was built
 #

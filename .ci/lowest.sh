@@ -1,7 +1,7 @@
 #!/bin/sh
 # Install the oldest versions that pyproject.toml allows into .venv-lowest, and run the tests of the layers that meet
 # other libraries: hooks, methods, probes, the command line. torch is the pinned one: older CPU builds are not on the
-# index. Two minutes of processor time, besides the installation; run it when a bound in pyproject.toml changes.
+# index. About a minute and a half, most of it the installation.
 
 set -eu
 cd "$(dirname "$0")/.."
