@@ -155,9 +155,7 @@ def test_means_in_place_of_heads(world: LM, items: Items, pruned: Pruning, heads
     assert not any("random" in str(shape.text) for shape in found.plot().layout.annotations)
 
 
-def test_controls_are_replaced_by_what_the_chosen_heads_are_replaced_by(
-    world: LM, items: Items, heads: HeadMap
-) -> None:
+def test_controls_are_replaced_by_what_the_chosen_heads_are(world: LM, items: Items, heads: HeadMap) -> None:
     settings = PruneSettings(ablation="mean", controls=2, grid=(4,))
     found = prune(world, items, heads, settings)
     (wrong,) = next(c for c in found.controls if "wrong sign" in c.name).rises
