@@ -32,7 +32,7 @@ OF_STUDIED = {
     "ROUGE-2 of the continuation": "rouge2",
     "ROUGE-L of the continuation": "rougeL",
 }
-CHANCE = {"recognition": 0.5, "AUC": 0.5, "recognition by gain": 0.5}
+CHANCE = {"recognition": 0.5, "AUC": 0.5, "recognition by gain": 0.5, "d'": 0.0}
 
 
 @dataclass(frozen=True)
@@ -201,9 +201,12 @@ def _estimates(group: pd.DataFrame) -> dict[str, Estimate]:
 
     studied, foils = _losses(group)
     before = [group["base_loss", role].to_numpy(float) for role in ("studied", "foil")]
+    told = nested(recognition.prefers(studied, foils))
     found = {
-        "recognition": nested(recognition.prefers(studied, foils)),
-        "AUC": _auc(group),
+        "recognition": told,
+        "AUC": _of_runs(group, _auc),
+        "d'": _sensitivity(told),
+        "margin": _of_runs(group, _margin),
         "recognition by gain": nested(recognition.gained(studied, foils, *before)),
         "loss of foils": nested(foils),
     }
@@ -215,27 +218,52 @@ def _estimates(group: pd.DataFrame) -> dict[str, Estimate]:
     return found
 
 
-def _auc(group: pd.DataFrame) -> Estimate:
-    """Mean over runs; seeds, then the texts of each run are resampled."""
+Statistic = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+def _auc(studied: np.ndarray, foils: np.ndarray, w: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """(d,) `recognition.auc` with the studied texts weighted by w (d, n), the foils by v."""
+    told = (1 - np.sign(studied[:, None] - foils[None])) / 2
+    return np.asarray(np.einsum("di,ij,dj->d", w, told, v, optimize=True))
+
+
+def _margin(studied: np.ndarray, foils: np.ndarray, w: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """(d,) `recognition.margin` with weights, as above; NaN where all losses are one."""
+    means = [w @ studied, v @ foils]
+    n = len(studied)
+    spread = [w @ studied**2 - means[0] ** 2, v @ foils**2 - means[1] ** 2]
+    pooled = np.sqrt(np.maximum(sum(spread) / 2 * n / max(n - 1, 1), 0))
+    return np.divide(means[1] - means[0], pooled, out=np.full(len(pooled), np.nan), where=pooled > 0)
+
+
+def _of_runs(group: pd.DataFrame, statistic: Statistic) -> Estimate:
+    """The mean over runs; seeds, then the texts of each run are resampled."""
     rng = np.random.default_rng(0)
     by_seed: list[tuple[float, np.ndarray]] = []
     for _, of_seed in group.groupby("seed"):
         points, draws = [], []
         for _, run in of_seed.groupby("direction"):
             studied, foils = _losses(run)
-            told = (1 - np.sign(studied[:, None] - foils[None])) / 2
             n = len(studied)
-            w = [rng.multinomial(n, np.full(n, 1 / n), DRAWS) / n for _ in range(2)]
-            points.append(told.mean())
-            draws.append(np.einsum("di,ij,dj->d", w[0], told, w[1], optimize=True))
+            even = np.full((1, n), 1 / n)
+            w, v = (rng.multinomial(n, even[0], DRAWS) / n for _ in range(2))
+            points.append(statistic(studied, foils, even, even)[0])
+            draws.append(statistic(studied, foils, w, v))
         by_seed.append((float(np.mean(points)), np.mean(draws, 0)))
     chosen = rng.integers(0, len(by_seed), (DRAWS, len(by_seed)))
     table = np.stack([draws for _, draws in by_seed])  # (seeds, DRAWS)
     # A seed that is chosen twice is another draw of its texts each time.
     inner = np.stack([rng.permutation(DRAWS) for _ in by_seed], axis=1)
     means = table[chosen, inner].mean(1)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    known = means[~np.isnan(means)]
+    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if known.size else (np.nan, np.nan)
     return Estimate(float(np.mean([p for p, _ in by_seed])), float(low), float(high), len(group), "nested bootstrap")
+
+
+def _sensitivity(told: Estimate) -> Estimate:
+    """d' of a share recognised and of its interval's ends."""
+    mean, low, high = (recognition.d_prime(share, told.n) for share in (told.mean, told.low, told.high))
+    return Estimate(mean, low, high, told.n, told.method)
 
 
 def share_text(e: Estimate) -> str:

@@ -18,7 +18,7 @@ from editlab.errors import ConfigError, ResumeRefused
 from editlab.lm import LM
 from editlab.probes.memory.reading import read
 from editlab.probes.memory.recall import continuations, rouge_l, targets
-from editlab.probes.memory.recognition import prefers
+from editlab.probes.memory.recognition import auc, d_prime, margin, prefers
 from editlab.progress import StepInfo
 from editlab.runs.journal import Journal
 from editlab.runs.memory import course as courses_module
@@ -152,6 +152,23 @@ def test_zero_exposures_are_exactly_chance_and_rows_are_whole(lm: LM, tmp_path: 
     assert {p.stem for p in (tmp_path / "run" / "figures").iterdir()} == {"exposures", "items", "losses", "retention"}
     assert set(result.curve["n"]) == {24}
     assert "One seed" not in " ".join(result.remarks())
+
+
+def test_all_measures_of_recognition_are_those_of_their_definitions(lm: LM, tmp_path: Path) -> None:
+    result = study(lm, SMALL, tmp_path / "run")
+    last = result.rows[(result.rows["exposure"] == SMALL.exposures) & (result.rows["t"].fillna(0) == 0)]
+    runs = [
+        [run.loc[run["role"] == role, "loss"].to_numpy() for role in ("studied", "foil")]
+        for _, run in last.sort_values("item").groupby(["seed", "direction"])
+    ]
+    assert len(runs) == 4
+    for name, definition in (("AUC", auc), ("margin", margin)):
+        found = result.value(name)
+        assert found.mean == pytest.approx(np.mean([definition(*run) for run in runs]))
+        assert found.low <= found.mean <= found.high
+    told = result.value("recognition")
+    assert result.value("d'").mean == pytest.approx(d_prime(told.mean, told.n))
+    assert result.value("d'", exposure=0).mean == 0  # as one half is recognised
 
 
 def test_what_is_recalled_exactly_has_a_rouge_of_one_when_it_is_generated(lm: LM) -> None:
