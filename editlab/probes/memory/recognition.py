@@ -24,10 +24,20 @@ def prefers(studied: ArrayLike, foils: ArrayLike) -> np.ndarray:
     return (1 - np.sign(np.asarray(studied, float) - np.asarray(foils, float))) / 2
 
 
-def auc(studied: ArrayLike, foils: ArrayLike) -> float:
-    """The share of all pairings that are told apart."""
+def auc(studied: ArrayLike, foils: ArrayLike, w: np.ndarray | None = None, v: np.ndarray | None = None) -> np.ndarray:
+    """The share of all pairings that are told apart.
+
+    Args:
+        w, v: (..., n) weights of the studied texts and of the foils, which sum to 1; default alike. A resample of the
+            texts is one row of weights.
+    """
     a, b = np.asarray(studied, float), np.asarray(foils, float)
-    return float(stats.mannwhitneyu(-a, -b).statistic / (a.size * b.size))
+    told = (1 - np.sign(a[:, None] - b[None])) / 2
+    return np.asarray(np.einsum("...i,ij,...j->...", _weights(a, w), told, _weights(b, v), optimize=True))
+
+
+def _weights(x: np.ndarray, given: np.ndarray | None) -> np.ndarray:
+    return np.full(x.size, 1 / x.size) if given is None else given
 
 
 def gained(studied: ArrayLike, foils: ArrayLike, studied_before: ArrayLike, foils_before: ArrayLike) -> np.ndarray:
@@ -45,8 +55,16 @@ def d_prime(accuracy: float, n: int) -> float:
     return float(np.sqrt(2) * stats.norm.ppf(inside))
 
 
-def margin(studied: ArrayLike, foils: ArrayLike) -> float:
-    """Distance of the mean losses in pooled standard deviations."""
-    a, b = np.asarray(studied, float), np.asarray(foils, float)
-    pooled = np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2) if min(a.size, b.size) > 1 else 0.0
-    return float((b.mean() - a.mean()) / pooled) if pooled > 0 else float("nan")
+def margin(
+    studied: ArrayLike, foils: ArrayLike, w: np.ndarray | None = None, v: np.ndarray | None = None
+) -> np.ndarray:
+    """Distance of the mean losses in pooled standard deviations, with weights as in `auc`; NaN where nothing varies."""
+    means, variances = [], []
+    for losses, given in ((studied, w), (foils, v)):
+        x = np.asarray(losses, float)
+        weights = _weights(x, given)
+        mean = np.asarray(weights @ x)
+        means.append(mean)
+        variances.append((weights * (x - mean[..., None]) ** 2).sum(-1) * x.size / max(x.size - 1, 1))
+    pooled = np.sqrt((variances[0] + variances[1]) / 2)
+    return np.divide(means[1] - means[0], pooled, out=np.full(pooled.shape, np.nan), where=pooled > 0)

@@ -204,9 +204,9 @@ def _estimates(group: pd.DataFrame) -> dict[str, Estimate]:
     told = nested(recognition.prefers(studied, foils))
     found = {
         "recognition": told,
-        "AUC": _of_runs(group, _auc),
+        "AUC": _of_runs(group, recognition.auc),
         "d'": _sensitivity(told),
-        "margin": _of_runs(group, _margin),
+        "margin": _of_runs(group, recognition.margin),
         "recognition by gain": nested(recognition.gained(studied, foils, *before)),
         "loss of foils": nested(foils),
     }
@@ -218,26 +218,8 @@ def _estimates(group: pd.DataFrame) -> dict[str, Estimate]:
     return found
 
 
-Statistic = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-
-
-def _auc(studied: np.ndarray, foils: np.ndarray, w: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """(d,) `recognition.auc` with the studied texts weighted by w (d, n), the foils by v."""
-    told = (1 - np.sign(studied[:, None] - foils[None])) / 2
-    return np.asarray(np.einsum("di,ij,dj->d", w, told, v, optimize=True))
-
-
-def _margin(studied: np.ndarray, foils: np.ndarray, w: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """(d,) `recognition.margin` with weights, as above; NaN where all losses are one."""
-    means = [w @ studied, v @ foils]
-    n = len(studied)
-    spread = [w @ studied**2 - means[0] ** 2, v @ foils**2 - means[1] ** 2]
-    pooled = np.sqrt(np.maximum(sum(spread) / 2 * n / max(n - 1, 1), 0))
-    return np.divide(means[1] - means[0], pooled, out=np.full(len(pooled), np.nan), where=pooled > 0)
-
-
-def _of_runs(group: pd.DataFrame, statistic: Statistic) -> Estimate:
-    """The mean over runs; seeds, then the texts of each run are resampled."""
+def _of_runs(group: pd.DataFrame, score: Callable[..., np.ndarray]) -> Estimate:
+    """The mean of a score of losses over runs; seeds, then the texts of each run are resampled."""
     rng = np.random.default_rng(0)
     by_seed: list[tuple[float, np.ndarray]] = []
     for _, of_seed in group.groupby("seed"):
@@ -245,10 +227,9 @@ def _of_runs(group: pd.DataFrame, statistic: Statistic) -> Estimate:
         for _, run in of_seed.groupby("direction"):
             studied, foils = _losses(run)
             n = len(studied)
-            even = np.full((1, n), 1 / n)
-            w, v = (rng.multinomial(n, even[0], DRAWS) / n for _ in range(2))
-            points.append(statistic(studied, foils, even, even)[0])
-            draws.append(statistic(studied, foils, w, v))
+            w, v = (rng.multinomial(n, np.full(n, 1 / n), DRAWS) / n for _ in range(2))
+            points.append(float(score(studied, foils)))
+            draws.append(score(studied, foils, w, v))
         by_seed.append((float(np.mean(points)), np.mean(draws, 0)))
     chosen = rng.integers(0, len(by_seed), (DRAWS, len(by_seed)))
     table = np.stack([draws for _, draws in by_seed])  # (seeds, DRAWS)
