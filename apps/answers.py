@@ -68,6 +68,11 @@ class Answers:
                 self._kept.popitem(last=False)
             return job
 
+    def awaited(self, session: str) -> dict[str, Job]:
+        """What a session waits for, by place; what has come is not among it."""
+        with self._lock:
+            return {place: job for (owner, place), job in self._awaited.items() if owner == session and job.is_live}
+
     def _find(self, key: str) -> Job | None:
         job = self._kept.get(key)
         return None if job is None or (job.is_cancelled and job.state != "done") else job
@@ -105,7 +110,6 @@ def ask(
     key = repr((lm.name, lm.tokenizer_hash, lm.state_hash, order, prompt, max_new_tokens, sample))
     here = (lab.id, place)
     job = answers().of(here, key) or answers().begin(here, key, _work(lm.fork(), count, prompt, max_new_tokens, sample))
-    lab.asked[place] = job
     if not job.wait(MOMENT):
         return None
     if job.error is not None:
@@ -120,7 +124,7 @@ def watch(lab: Lab, *places: str) -> None:
 
 
 def _watch(lab: Lab, places: tuple[str, ...]) -> None:
-    live = [lab.asked[place] for place in places if lab.asked[place].is_live]
+    live = [job for place, job in answers().awaited(lab.id).items() if place in places]
     if not live:
         st.rerun()
     st.caption(errors.plain("; ".join(job.text for job in live)))

@@ -48,7 +48,6 @@ class Lab:
         outcomes: of the last job of each slot. working_on: the slot of the latest job.
         reports: of the edits that were kept, by entry.
         saved, drafted: the states that were last written to a run folder and to a draft.
-        asked: the latest answer of each place on a page, come or on its way.
     """
 
     lm: LM
@@ -63,7 +62,6 @@ class Lab:
     saved: str = ""
     drafted: str = ""
     job: Job | None = None
-    asked: dict[str, Job] = field(default_factory=dict)
     working_on: str = ""
     _then: Callable[[Any], None] | None = None
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import editlab_apps
+from editlab_apps.answers import answers
 from streamlit import config
 from streamlit.testing.v1 import AppTest
 
@@ -42,7 +43,7 @@ class App:
             assert self.at.session_state["editlab.coming"][1].wait(PATIENCE), "the model did not come"
             return self.run()
         lab = self.lab if "editlab.lab" in self.at.session_state else None
-        coming = [job for job in lab.asked.values() if job.is_live] if lab is not None else []
+        coming = list(answers().awaited(lab.id).values()) if lab is not None else []
         # It may have come after its place was drawn and before this is read.
         if not coming and not any("nswering" in caption.value for caption in self.at.main.caption):
             return self
