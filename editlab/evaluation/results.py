@@ -16,7 +16,7 @@ from editlab.errors import ConfigError
 from editlab.evaluation import metrics
 from editlab.evaluation.statistics import Estimate
 from editlab.jsonable import finite
-from editlab.state.files import write_json, write_whole
+from editlab.state.files import folder_for, write_json, write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -134,10 +134,7 @@ class Evaluation:
         Raises:
             ConfigError: an evaluation is there already.
         """
-        folder = Path(folder)
-        if (folder / NAME).exists():
-            raise ConfigError(f"'{folder}' holds an evaluation already.", "Choose another folder.")
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = folder_for(folder, NAME, "an evaluation")
         tables = {"results": self.items, "prompts": self.prompts, "matrix": self.matrix}
         for name, table in tables.items():
             if table is not None:

@@ -12,7 +12,24 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from editlab.errors import ConfigError
 from editlab.models.cache import cache_root
+
+
+def folder_for(folder: str | Path, name: str, what: str) -> Path:
+    """A folder that holds nothing under this name yet, made if missing.
+
+    Args:
+        what: stands there under that name, as in "a result".
+
+    Raises:
+        ConfigError: it holds one already.
+    """
+    path = Path(folder)
+    if (path / name).exists():
+        raise ConfigError(f"'{path}' holds {what} already.", "Choose another folder.")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def write_text(path: Path, text: str) -> None:

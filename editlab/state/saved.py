@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from editlab.errors import ConfigError
-from editlab.state.files import write_json, write_tensors, write_whole
+from editlab.state.files import folder_for, write_json, write_tensors, write_whole
 
 NAME, ARRAYS = "result.json", "arrays.safetensors"
 _KIND = "$"  # the key that tells what a JSON object stands for
@@ -44,13 +44,10 @@ class Saved:
         Raises:
             ConfigError: a result is there already.
         """
-        folder = Path(folder)
-        if (folder / NAME).exists():
-            raise ConfigError(f"'{folder}' holds a result already.", "Choose another folder.")
         arrays: dict[str, Tensor] = {}
         tables: list[pd.DataFrame] = []
         found = _packed(self, arrays, tables)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = folder_for(folder, NAME, "a result")
         write_tensors(folder / ARRAYS, arrays)
         for number, table in enumerate(tables):
             write_whole(folder / f"table-{number}.parquet", partial(table.to_parquet))
