@@ -127,7 +127,8 @@ def _run(lm: LM, learner: Learner, course: Course, journal: Journal, on_step: On
         return
     early = _train(lm, learner, course, journal, on_step, before, total)
     if early:
-        journal.add("aborted", course=course.name, update=early[0], reason=early[1])
+        # Whoever tells it ends the sentence.
+        journal.add("aborted", course=course.name, update=early[0], reason=early[1].rstrip("."))
 
 
 def _train(

@@ -107,7 +107,7 @@ def run_memory(
         rows = pd.DataFrame([row for row in found if row["course"] not in broken])
         if rows.empty:
             raise EditFailed(
-                f"There is nothing to report: '{aborted[0][0]}' ended early, {aborted[0][1]}",
+                f"There is nothing to report: '{aborted[0][0]}' ended early, {aborted[0][1]}.",
                 "Use other settings in a new run.",
             )
         result = verb.result(rows, settings, lm.name, aborted)
