@@ -122,7 +122,6 @@ def test_a_closed_session_is_freed(place: Path) -> None:
 KILLED = """
 import sys
 from pathlib import Path
-from typing import Any
 from editlab import LM
 from editlab.data.formats import load_facts
 from editlab.runs import Plan, run_batch

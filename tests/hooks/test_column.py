@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import FAMILIES
 from tiny_lm import make_lm
+from turner import Turner
 
 from editlab import LM
 from editlab.errors import AdapterError
@@ -111,22 +112,6 @@ def test_an_unchanged_column_gives_the_model_s_logits_from_every_layer() -> None
             final = found.run(layer, rows, lambda n: found.attention[rows, n])
             got = found.logits(final, torch.arange(want.shape[1]).expand(2, -1))
             assert torch.allclose(got, want, atol=1e-4)
-
-
-class Turner:
-    """A side memory that rolls the output's features in rows whose prompt's inputs have a mean above a limit."""
-
-    limit = -torch.inf
-
-    def look(self, x: torch.Tensor, y: torch.Tensor, *, exact: bool = True) -> tuple[torch.Tensor, ...]:
-        return (x.mean(-1),)
-
-    def decide(self, prompt: torch.Tensor, parts: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-        scores = (parts[0] * prompt).sum(1) / prompt.sum(1)
-        return torch.where(scores > self.limit, 0, -1), scores[:, None]
-
-    def change(self, x: torch.Tensor, y: torch.Tensor, chosen: torch.Tensor, ends: torch.Tensor | None) -> torch.Tensor:
-        return torch.where((chosen == 0)[:, None, None], y.roll(1, -1), y)
 
 
 @pytest.mark.filterwarnings("error:`past_key_values`:FutureWarning")

@@ -10,6 +10,7 @@ import torch
 from tiny_lm import make_lm
 from torch import Tensor
 from transformers import DynamicCache
+from turner import Turner
 
 from editlab import LM
 from editlab.hooks.batch import pad_rows
@@ -18,25 +19,6 @@ from editlab.hooks.routing import prompt_ends
 
 TEXTS = ["The old town by the river", "In the sea", "many years and the stone"]
 FAMILIES = ["gpt2", "llama", "opt", "gptj", "gpt_neox", "gemma2"]
-
-
-class Turner:
-    """Rolls the output's features in rows whose prompt's inputs have a mean above a limit."""
-
-    def __init__(self, limit: float = -torch.inf) -> None:
-        self.limit = limit
-        self.decisions = 0
-
-    def look(self, x: Tensor, y: Tensor, *, exact: bool = True) -> tuple[Tensor, ...]:
-        return (x.float().mean(-1),)
-
-    def decide(self, prompt: Tensor, parts: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        self.decisions += 1
-        score = (parts[0] * prompt).sum(1) / prompt.sum(1)
-        return torch.where(score > self.limit, 0, -1), score[:, None]
-
-    def change(self, x: Tensor, y: Tensor, chosen: Tensor, ends: Tensor | None) -> Tensor:
-        return torch.where((chosen == 0)[:, None, None], y.roll(1, -1), y)
 
 
 def routed(family: str, layer: Turner) -> tuple[LM, str]:
