@@ -19,6 +19,7 @@ from editlab.config import MethodConfig
 from editlab.errors import EditFailed
 from editlab.hooks.batch import Batch, pad_rows
 from editlab.hooks.cone import entering_at, reading_at
+from editlab.hooks.mode import put_in_eval_mode
 from editlab.progress import OnStep, StepInfo, silent
 from editlab.rows import Row, read_mask, rewrite_row
 
@@ -58,6 +59,7 @@ def fine_tune(
     """
     weights = {name: lm.model.get_parameter(name).detach() for name in changes()}
     lowest = max(0, min(lm.adapter.layer_of(name) for name in weights))
+    put_in_eval_mode(lm.model)
     batches = _batches(lm, facts)
     # What enters the lowest layer that changes is always the same.
     entering = [lm.prefix(batch, lowest).resid if lowest else None for batch, *_ in batches]

@@ -28,6 +28,7 @@ from editlab.hooks.adapter import ModelAdapter, weight_ref
 from editlab.hooks.batch import Batch
 from editlab.hooks.cone import entering_at, restorer, rows_of, until
 from editlab.hooks.kv_cache import as_argument
+from editlab.hooks.mode import put_in_eval_mode
 from editlab.hooks.placement import stored_bias, stored_weight
 from editlab.hooks.routing import decisions_of
 from editlab.hooks.session import Session
@@ -62,6 +63,7 @@ class Column:
             attention: per layer from `layer` on the (R, D) output of its output projection.
             resid: (R, D) what enters `layer`; default what does in the batch.
         """
+        put_in_eval_mode(self.model)
         entry = self.resid[rows, layer] if resid is None else resid
         kwargs: dict[str, Any] = {"use_cache": False}
         if self.past is not None:

@@ -30,6 +30,7 @@ from editlab.hooks.attention import AttentionTap
 from editlab.hooks.batch import Batch, check_length
 from editlab.hooks.cone import Cone, Stop, cropped, entering_at, keeper, reading_at, until
 from editlab.hooks.kv_cache import as_argument
+from editlab.hooks.mode import put_in_eval_mode
 from editlab.hooks.placement import home, is_spread
 from editlab.hooks.points import At, Frame, Lens, Point, attach, frame_of_call, locate, select
 from editlab.hooks.routing import prompt_ends
@@ -409,7 +410,10 @@ class Session(AbstractContextManager["Session"]):
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Know the frame of a forward pass that `run` did not start (`generate`, or a direct call)."""
-        if self._is_ours or threading.get_ident() != self._thread:
+        if threading.get_ident() != self._thread:
+            return
+        put_in_eval_mode(self.model)
+        if self._is_ours:
             return
         running = _RUNNING.get()
         if running is not None and running[0] is self.model:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from editlab.hooks.mode import put_in_eval_mode
+
 if TYPE_CHECKING:
     from editlab.lm import LM
 
@@ -18,6 +20,7 @@ def parity(lm: LM) -> float:
     Over all tokens of `PROMPTS`, padded to one length; 0 if nothing but reading goes on.
     """
     batch = lm.encode(list(PROMPTS))
+    put_in_eval_mode(lm.model)
     with torch.no_grad():
         kwargs = {"position_ids": batch.position_ids} if lm.adapter.takes_position_ids else {}
         plain = lm.model(batch.ids, attention_mask=batch.mask, **kwargs).logits

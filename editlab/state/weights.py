@@ -49,7 +49,7 @@ class WeightView:
         base: the model to share. It must stay as it is while views of it exist.
 
     Attributes:
-        model: the edited module tree.
+        model: the edited module tree, in eval mode whatever mode the base is in.
         routes: side memories that change the output of some of its modules; not part of any weight.
         on_change: called after each write with the names that changed. An exception in a callback is
             logged, since the weights have changed already.
@@ -61,7 +61,7 @@ class WeightView:
 
     def __init__(self, base: nn.Module) -> None:
         self._base_model = base
-        self.model = structural_clone(base)
+        self.model = structural_clone(base).eval()
         self._base: dict[str, nn.Parameter] = dict(base.named_parameters())
         first = {id(p): name for name, p in self._base.items()}
         self._canonical = {n: first[id(p)] for n, p in base.named_parameters(remove_duplicate=False)}
@@ -271,7 +271,7 @@ class WeightView:
         Nothing that is written to it reaches this view or its base.
         """
         with self.lock, torch.inference_mode(False), torch.no_grad():
-            twin = structural_clone(self._base_model)
+            twin = structural_clone(self._base_model).eval()
             swaps = [Swap(base, own_copy(base, self.current(name))) for name, base in self._base.items()]
             rebind([twin], swaps, set())
             return twin

@@ -125,9 +125,7 @@ class Curve(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
         if "loss" not in logs:
             return
-        self.lm.model.eval()
         shares = {name: round(share(self.lm, sample), 4) for name, sample in self.samples.items()}
-        self.lm.model.train()
         rows = [row for row in self.rows if int(row["step"]) < state.global_step]
         row = {
             "step": state.global_step,

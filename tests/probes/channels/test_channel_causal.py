@@ -100,6 +100,18 @@ def test_t21_a_change_that_all_later_layers_see_is_the_node() -> None:
     assert nodes.kl[0] == 0 and nodes.kl[1] > 0
 
 
+def test_effects_of_a_model_handed_in_in_training_mode_are_those_without_dropout() -> None:
+    found = []
+    for mode in (False, True):
+        plain = word_lm("gpt2", resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1)
+        setting = Setting(LM(plain.model.train(mode), plain.tokenizer), tasks.ioi(plain, 6))
+        cut = writer(setting.lm, Part(1, 2, 0)).scaled(0.0)
+        effects = setting.nodes([Part(2, 1)], [(1, 2, cut)])
+        edges = setting.edges(Part(2, 1), "q", [change_of(setting, Part(0, 2, 1))[:, -1]])
+        found.append((effects.margin, effects.difference, edges.margin))
+    assert all(np.array_equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def linear_lm() -> LM:
     """Without norms and MLPs, and with attention that is the same whatever comes in, so that the model is linear."""
     model = copy.deepcopy(word_lm("llama").model)
