@@ -424,7 +424,7 @@ def test_indicators_by_hand() -> None:
         layer = by_hand([change], [x[0, :2]], indicator=indicator, pooling=pooling)
         chosen, scores = decided(layer, x, prompt)
         assert scores.tolist() == [[pytest.approx(value)]]
-        assert layer.thresholds.tolist() == [pytest.approx(value / 2)]
+        assert layer.thresholds.tolist() == [pytest.approx(value / 2, rel=1e-4)]
         assert chosen == [0]
 
 
@@ -435,7 +435,7 @@ def test_the_bank_farthest_above_its_own_threshold_answers() -> None:
     x = torch.tensor([[[0.6, 0.9]], [[0.6, 0.1]], [[0.1, 0.1]]])
     everything = torch.ones(3, 1, dtype=torch.bool)
     layer = by_hand([strong, weak], [first, second])
-    assert layer.thresholds.tolist() == [5.0, 1.0]
+    assert layer.thresholds.tolist() == pytest.approx([5.0, 1.0], rel=1e-4)
     assert decided(layer, x, everything)[0] == [1, 0, -1]
     # In another order the same ones answer; a bank that holds nothing never does.
     layer = by_hand([weak, torch.zeros(2, 2), strong], [second, first, first])

@@ -20,9 +20,19 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from editlab.memories.checks import parsed, sizes, tensor
+from editlab.memories.rounding import rounding
 from editlab.state.edit import Edit
 
 HALF = 1e-5  # keeps two keys' balls from touching
+
+
+def distances(queries: Tensor, keys: Tensor) -> Tensor:
+    """(n, m) Euclidean distances between the rows of `queries` (n, d) and of `keys` (m, d).
+
+    The difference is formed before it is squared. `torch.cdist` multiplies matrices above 25 rows, which is wrong by
+    hundredths where keys are long and near each other; radii come from distances, so both need the same ones.
+    """
+    return torch.stack([torch.linalg.vector_norm(keys - query, dim=-1) for query in queries])
 
 
 class Routing(BaseModel):
@@ -65,8 +75,8 @@ def codebook(edits: Sequence[Edit], d_out: int, d_in: int) -> list[Code]:
 
 def _add(codes: list[Code], new: Code) -> None:
     if codes:
-        distances = torch.stack([(code.key - new.key).norm() for code in codes])
-        nearest, d = codes[int(distances.argmin())], float(distances.min())
+        to_codes = distances(new.key[None], torch.stack([code.key for code in codes]))[0]
+        nearest, d = codes[int(to_codes.argmin())], float(to_codes.min())
         if d <= new.radius + nearest.radius:
             if d <= 2 * HALF:  # no room for two balls: the prompt was given another answer
                 nearest.value, nearest.target = new.value, new.target
@@ -79,13 +89,18 @@ def _add(codes: list[Code], new: Code) -> None:
 
 
 class Layer:
-    """The routed layer; chosen is the number of a code."""
+    """The routed layer; chosen is the number of a code.
 
-    def __init__(self, codes: Sequence[Code], device: torch.device) -> None:
+    Attributes:
+        thresholds: (n,) the radii and what rounding may add to a distance, since a key at its radius is to answer.
+    """
+
+    def __init__(self, codes: Sequence[Code], device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.codes = tuple(codes)
         self.keys = torch.stack([code.key for code in codes]).float().to(device)
         self.values = torch.stack([code.value for code in codes]).to(device)
-        self.thresholds = torch.tensor([code.radius for code in codes], device=device)
+        radii = torch.tensor([code.radius for code in codes], device=device)
+        self.thresholds = radii + rounding(dtype) * torch.linalg.vector_norm(self.keys, dim=-1)
 
     def look(self, x: Tensor, y: Tensor, *, exact: bool = True) -> tuple[Tensor, ...]:
         """The inputs themselves."""
@@ -96,10 +111,10 @@ class Layer:
         columns = torch.arange(prompt.shape[1], device=prompt.device)
         last = torch.where(prompt, columns, 0).amax(1)
         query = parts[0][torch.arange(len(last), device=last.device), last]
-        distances = torch.cdist(query, self.keys)
-        nearest = distances.argmin(1)
-        inside = distances.gather(1, nearest[:, None])[:, 0] <= self.thresholds[nearest]
-        return torch.where(inside, nearest, -1), distances
+        to_keys = distances(query, self.keys)
+        nearest = to_keys.argmin(1)
+        inside = to_keys.gather(1, nearest[:, None])[:, 0] <= self.thresholds[nearest]
+        return torch.where(inside, nearest, -1), to_keys
 
     def change(self, x: Tensor, y: Tensor, chosen: Tensor, ends: Tensor | None) -> Tensor:
         """The value in place of the output at the prompt's last token; nothing in passes that go on."""
@@ -129,4 +144,5 @@ def layer(module: nn.Module, edits: Sequence[Edit]) -> Layer:
         EditlabError: they were made for another matrix, or are damaged.
     """
     codes = codebook(edits, *sizes(module, parsed(Routing, edits[0]).path))
-    return Layer(codes, next(module.parameters()).device)
+    weight = next(module.parameters())
+    return Layer(codes, weight.device, weight.dtype)

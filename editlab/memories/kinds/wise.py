@@ -37,6 +37,7 @@ from torch.nn.utils.rnn import pad_sequence
 from editlab.errors import EditlabError
 from editlab.memories.checks import damaged, parsed, sizes, tensor
 from editlab.memories.merges import MERGES, merge
+from editlab.memories.rounding import rounding
 from editlab.memories.sketch import Limits, Sketch
 from editlab.state.edit import Edit
 
@@ -253,7 +254,7 @@ class Layer:
 
     @cached_property
     def thresholds(self) -> Tensor:
-        """(n_banks,) float32; with the weights as they are when they are first asked for."""
+        """(n_banks,) float32; by the weights when first asked for, with room for rounding for a ratio of 1."""
         module, lowest = self._module, []
         weight = module.weight
         assert isinstance(weight, Tensor)
@@ -267,7 +268,7 @@ class Layer:
             count = torch.tensor(sizes, device=weight.device)
             prompt = torch.arange(max(sizes), device=weight.device) < count[:, None]
             lowest.append(self._indicator(prompt, *texts).min())
-        return self.routing.ratio * torch.stack(lowest)
+        return self.routing.ratio * (1 - rounding(weight.dtype)) * torch.stack(lowest)
 
     def look(self, x: Tensor, y: Tensor, *, exact: bool = True) -> tuple[Tensor, ...]:
         """Lengths of what each bank would add, (B, n, banks), and of the plain output without bias, (B, n).
@@ -353,8 +354,7 @@ class Layer:
         if self.force != "auto":
             return f"forced to {self.force}"
         best = chosen if chosen >= 0 else int(self.margin(scores).argmax())
-        against = f"{self.name(best)}: {float(scores[best]):.3g}"
-        limit = f"{float(self.thresholds[best]):.3g}"
+        against, limit = f"{self.name(best)}: {float(scores[best]):.3g}", f"{float(self.thresholds[best]):.3g}"
         if chosen < 0:
             return f"{against} does not exceed {limit}, and no other bank is closer"
         rivals = int((scores > self.thresholds).sum()) - 1
