@@ -6,6 +6,10 @@ can show the same sentence. `exit_code` is what the command line ends with.
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+
 
 class EditlabError(Exception):
     """A mistake or limit that the user can act on.
@@ -39,6 +43,10 @@ class RequestError(ConfigError):
 
 class PackError(ConfigError):
     """An edit pack is unsafe, damaged, or was made for other weights."""
+
+
+class WriteFailed(EditlabError):
+    """The system does not let a file be written: no space, no permission, no such place."""
 
 
 class ModelError(EditlabError):
@@ -83,6 +91,25 @@ class Interrupted(EditlabError):
     """The user stopped the work; what was done so far is kept and can be resumed."""
 
     exit_code = 130
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def system_cause(error: BaseException) -> str:
+    """What the operating system said, in words, for an error of a library that it passed through."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (named := re.search(r"\(os error (\d+)\)", str(error))):  # as Rust's libraries write it
+        number = int(named[1])
+    if number in _FULL or "disk is full" in str(error):  # SQLite has no numbers
+        return "the disk is full"
+    lines = str(error).strip().splitlines()
+    return os.strerror(number).lower() if number is not None else (lines[0] if lines else type(error).__name__)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether this is a disk that is full, in any of the forms that Python and libraries give it."""
+    return system_cause(error) == "the disk is full"
 
 
 def did_you_mean(name: str, known: list[str]) -> str:

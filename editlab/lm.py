@@ -20,7 +20,9 @@ from editlab.hooks.adapter import ModelAdapter
 from editlab.hooks.heads import Head, HeadGains, read_heads
 from editlab.progress import OnStep, silent
 from editlab.reader import Reader
+from editlab.state.files import filled_or_removed
 from editlab.state.ledger import Entry, Ledger
+from editlab.state.model_folder import save_model
 from editlab.state.packs import apply_pack, read_pack, save_pack
 from editlab.state.weights import WeightView
 
@@ -336,9 +338,8 @@ class LM(Reader):
         folder = Path(folder)
         if folder.exists() and any(folder.iterdir()):
             raise ConfigError(f"'{folder}' is not empty.", "Choose a new folder.")
-        with self._lock:
-            self.model.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
+        with self._lock, filled_or_removed(folder):
+            save_model(folder, self.model, self.tokenizer)
             if any(e.edit.routing is not None for e in self.ledger.active):
                 save_pack(folder / MEMORIES, self.on_own_weights().ledger, str(folder))
         return folder

@@ -186,7 +186,16 @@ class Reader:
     def generate_ids(
         self, batch: Batch, max_new_tokens: int, *, on_step: OnStep = silent, **options: Any
     ) -> list[list[int]]:
-        """New token ids per row, greedy unless `options` say otherwise, cut at the end-of-sequence token."""
+        """New token ids per row, cut at the end-of-sequence token.
+
+        Args:
+            options: of transformers' `generate`. Without them decoding is greedy, whatever the checkpoint's
+                `generation_config.json` says; `do_sample=True` samples from all tokens at temperature 1, unless
+                `temperature`, `top_k` or `top_p` are given too.
+
+        Raises:
+            ConfigError: the options ask for several rows a prompt, or for more than tokens.
+        """
 
         def report(ids: Tensor, *_: Any, **__: Any) -> Tensor:
             on_step(StepInfo("answering", ids.shape[1] - batch.width, max_new_tokens, "tokens"))
@@ -195,8 +204,8 @@ class Reader:
         if on_step is not silent:
             options["stopping_criteria"] = [*options.get("stopping_criteria", ()), report]
         with self.session() as s:
+            ends = options.get("eos_token_id", self.model.generation_config.eos_token_id)
             new = s.generate(batch, max_new_tokens, **options)
-        ends = self.model.generation_config.eos_token_id
         stops = set(ends if isinstance(ends, list) else [ends])
         rows = []
         for row in new.tolist():
@@ -213,7 +222,10 @@ class Reader:
         on_step: OnStep = silent,
         **options: Any,
     ) -> list[str]:
-        """Continuations of the texts, greedy unless `options` say otherwise; `on_step` is told of every token."""
+        """Continuations of the texts, greedy unless `options` say otherwise (see `generate_ids`).
+
+        `on_step` is told of every token.
+        """
         batch = self.encode(texts, sink=sink)
         return [
             self.tokenizer.decode(r, skip_special_tokens=True)

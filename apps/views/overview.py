@@ -59,7 +59,10 @@ def _try_it(lab: session.Lab) -> None:
         columns = st.columns([2, 2, 2, 2], vertical_alignment="bottom")
         tokens = columns[0].number_input("New tokens, at most", 1, 256, 12, **links.bound("ov_tokens"))
         greedy = columns[1].toggle(
-            "Greedy", value=True, **links.bound("ov_greedy"), help="Always the most probable token; else sampled."
+            "Greedy",
+            value=True,
+            **links.bound("ov_greedy"),
+            help="Always the most probable token; else sampled from all.",
         )
         in_chat = columns[2].toggle(
             "Chat template",

@@ -38,7 +38,7 @@ def contexts(lm: LM, *, per_length: dict[int, int], seed: int) -> list[str]:
             {5: 10, 10: 10} ROME's.
         seed: of the sampler (top-k 5).
     """
-    settings = {"lengths": sorted(per_length.items()), "seed": seed, "words": SEEDS}
+    settings = {"lengths": sorted(per_length.items()), "seed": seed, "words": SEEDS, "sampled": "top-k 5 alone"}
     key = hashlib.sha256(json.dumps([lm.base_hash, lm.tokenizer_hash, settings]).encode()).hexdigest()[:20]
     return cached_json("contexts", key, lambda: _sample(lm.pristine(), per_length, seed))
 

@@ -14,6 +14,7 @@ from editlab.errors import ConfigError
 from editlab.evaluation.results import Line
 from editlab.evaluation.statistics import LEVEL, Estimate
 from editlab.evaluation.suite import Suite
+from editlab.hooks.decoding import neutral
 from editlab.progress import OnStep, StepInfo
 
 if TYPE_CHECKING:
@@ -50,7 +51,9 @@ def _run(lm: LM, suite: Suite) -> dict[str, Any]:
     unknown = [task for task in suite.lm_eval if task not in manager.all_tasks]
     if unknown:
         raise ConfigError(f"lm-eval has no task {', '.join(unknown)}.", "List its tasks with 'lm-eval ls tasks'.")
-    model = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=16)
+    twin = lm.fork()  # a view of its own, which decodes by what a task says and not by the checkpoint's configuration
+    twin.model.generation_config = neutral(twin.model.generation_config)
+    model = HFLM(pretrained=twin.model, tokenizer=lm.tokenizer, batch_size=16)
     try:
         found = lm_eval.simple_evaluate(
             model=model,

@@ -16,7 +16,7 @@ from editlab.errors import ConfigError
 from editlab.evaluation import metrics
 from editlab.evaluation.statistics import Estimate
 from editlab.jsonable import finite
-from editlab.state.files import folder_for, write_json, write_whole
+from editlab.state.files import filled_or_removed, folder_for, write_json, write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -132,14 +132,15 @@ class Evaluation:
         """Write results.parquet, prompts.parquet, matrix.parquet and, last, evaluation.json; the folder.
 
         Raises:
-            ConfigError: an evaluation is there already.
+            ConfigError: an evaluation is there already. WriteFailed: the system does not let it be written.
         """
         folder = folder_for(folder, NAME, "an evaluation")
         tables = {"results": self.items, "prompts": self.prompts, "matrix": self.matrix}
-        for name, table in tables.items():
-            if table is not None:
-                write_whole(folder / f"{name}.parquet", partial(table.to_parquet, index=False))
-        write_json(folder / NAME, self.to_json())
+        with filled_or_removed(folder):
+            for name, table in tables.items():
+                if table is not None:
+                    write_whole(folder / f"{name}.parquet", partial(table.to_parquet, index=False))
+            write_json(folder / NAME, self.to_json())
         return folder
 
     def to_json(self) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from editlab.hooks.adapter import ModelAdapter
 from editlab.hooks.attention import AttentionTap
 from editlab.hooks.batch import Batch, check_length
 from editlab.hooks.cone import Cone, Stop, cropped, entering_at, keeper, reading_at, until
+from editlab.hooks.decoding import decoding
 from editlab.hooks.kv_cache import as_argument
 from editlab.hooks.mode import put_in_eval_mode
 from editlab.hooks.placement import home, is_spread
@@ -334,20 +335,22 @@ class Session(AbstractContextManager["Session"]):
 
         Args:
             generator: what sampling draws from, on the model's device; default torch's own.
-            options: passed to `model.generate`; sampling is off unless asked for.
+            options: of `model.generate`; what is not among them does nothing, whatever the checkpoint's
+                `generation_config.json` says. So sampling is off unless it is asked for, and then from all tokens.
 
         Raises:
-            RequestError: prompt and continuation are longer than the model reads.
+            RequestError: prompt and continuation are longer than the model reads. ConfigError: the options ask for
+                several rows a prompt, or for more than tokens.
         """
         check_length(self.model, batch.width + max_new_tokens)
         self._captured = Captured()
-        options = {"do_sample": False, "pad_token_id": 0, **options}
         ends = torch.full((batch.n_rows,), batch.width, device=batch.ids.device)
-        turn = drawing_from(generator) if options["do_sample"] else nullcontext()
-        with torch.no_grad(), prompt_ends(ends), turn:
-            out = self.model.generate(  # type: ignore[operator]
-                input_ids=batch.ids, attention_mask=batch.mask, max_new_tokens=max_new_tokens, **options
-            )
+        with decoding(self.model, {**options, "max_new_tokens": max_new_tokens}) as plain:
+            turn = drawing_from(generator) if plain["generation_config"].do_sample else nullcontext()
+            with torch.no_grad(), prompt_ends(ends), turn:
+                out = self.model.generate(  # type: ignore[operator]
+                    input_ids=batch.ids, attention_mask=batch.mask, **plain
+                )
         return out[:, batch.width :]
 
     @property

@@ -30,7 +30,7 @@ from typing import Any
 
 from editlab.errors import EditlabError, ModelError
 from editlab.models import registry
-from editlab.models.cache import models_root, sync_folder
+from editlab.models.cache import models_root, sync_folder, usual_mode
 from editlab.models.convert import convert_gguf
 from editlab.models.registry import Entry, FileRecord, LocalSource, WheelSource
 from editlab.progress import OnStep, StepInfo, silent
@@ -263,8 +263,7 @@ def _write_record(entry: Entry, source: WheelSource, folder: Path) -> None:
     import transformers
 
     weights = folder / WEIGHTS
-    # safetensors writes 0600; the cache may be shared between users like any other folder.
-    weights.chmod(0o666 & ~_umask())
+    weights.chmod(usual_mode(folder))  # the cache may be shared between users like any other folder
     made = file_record(weights)
     if entry.weights is not None and made != entry.weights:
         _log.warning(
@@ -283,12 +282,6 @@ def _write_record(entry: Entry, source: WheelSource, folder: Path) -> None:
         "converted_with": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _sync(folder: Path) -> None:

@@ -1,23 +1,26 @@
-"""Files that are either whole or absent."""
+"""Files that are either whole or absent, and folders that are either filled or as they were."""
 
 from __future__ import annotations
 
 import json
 import os
 import secrets
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from editlab.errors import ConfigError
+from editlab.errors import ConfigError, WriteFailed, system_cause
 from editlab.models.cache import cache_root
 
 
 def folder_for(folder: str | Path, name: str, what: str) -> Path:
-    """A folder that holds nothing under this name yet, made if missing.
+    """A folder that holds nothing under this name yet.
 
     Args:
         what: stands there under that name, as in "a result".
@@ -28,8 +31,67 @@ def folder_for(folder: str | Path, name: str, what: str) -> Path:
     path = Path(folder)
     if (path / name).exists():
         raise ConfigError(f"'{path}' holds {what} already.", "Choose another folder.")
-    path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+@contextmanager
+def filled_or_removed(folder: Path) -> Iterator[None]:
+    """While open, `folder` is filled; whatever stops that midway, what was not there before is removed again.
+
+    Raises:
+        WriteFailed: a file cannot be written, with the system's reason.
+    """
+    made = _missing(folder)
+    before = set(folder.iterdir()) if folder.is_dir() else set()
+    try:
+        with cause_told(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            yield
+    except BaseException:
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path not in before and path.name != ".lock":
+                remove(path)
+        remove_empty(made)
+        raise
+
+
+@contextmanager
+def cause_told(path: Path) -> Iterator[None]:
+    """What the system says while `path` is written becomes a sentence with the path in it.
+
+    Raises:
+        WriteFailed: it does not let it be written.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        fix = "choose another folder"
+        if cache_root() in path.absolute().parents:
+            fix = "point EDITLAB_CACHE at a folder on another disk"
+        raise WriteFailed(
+            f"'{path}' could not be written: {system_cause(error)}.", f"Free some space, or {fix}."
+        ) from error
+
+
+def remove(path: Path) -> None:
+    """Delete a file, or a folder with all that is in it, as far as the system lets us."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def remove_empty(folders: list[Path]) -> None:
+    """Delete those of the folders, innermost first, that hold nothing."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
+
+
+def _missing(folder: Path) -> list[Path]:
+    """Those of a folder and its parents that do not exist, innermost first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -52,20 +114,28 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in place in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Let `write` fill a temporary file beside `path`, then put it in place in one step.
+
+    Raises:
+        WriteFailed: the system does not let it be written; nothing is left of it, and an older file is as it was.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    made = _missing(path.parent)
     try:
-        temporary.open("xb").close()
-        mode = temporary.stat().st_mode
-        write(temporary)
-        # safetensors makes files for the owner alone; these are as readable as any other.
-        temporary.chmod(mode)
-        with temporary.open("rb+") as f:
-            os.fsync(f.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        with cause_told(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.open("xb").close()
+            mode = temporary.stat().st_mode
+            write(temporary)
+            # safetensors makes files for the owner alone; these are as readable as any other.
+            temporary.chmod(mode)
+            with temporary.open("rb+") as f:
+                os.fsync(f.fileno())
+            temporary.replace(path)
+    except BaseException:
+        remove(temporary)
+        remove_empty(made)
+        raise
 
 
 def cached_json(kind: str, key: str, make: Callable[[], Any]) -> Any:

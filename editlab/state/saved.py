@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from editlab.errors import ConfigError
-from editlab.state.files import folder_for, write_json, write_tensors, write_whole
+from editlab.state.files import filled_or_removed, folder_for, write_json, write_tensors, write_whole
 
 NAME, ARRAYS = "result.json", "arrays.safetensors"
 _KIND = "$"  # the key that tells what a JSON object stands for
@@ -42,16 +42,17 @@ class Saved:
         """Write it into a folder that has nothing of that kind yet; the folder.
 
         Raises:
-            ConfigError: a result is there already.
+            ConfigError: a result is there already. WriteFailed: the system does not let it be written; nothing is left.
         """
         arrays: dict[str, Tensor] = {}
         tables: list[pd.DataFrame] = []
         found = _packed(self, arrays, tables)
         folder = folder_for(folder, NAME, "a result")
-        write_tensors(folder / ARRAYS, arrays)
-        for number, table in enumerate(tables):
-            write_whole(folder / f"table-{number}.parquet", partial(table.to_parquet))
-        write_json(folder / NAME, {"schema_version": 1, "result": found})
+        with filled_or_removed(folder):
+            write_tensors(folder / ARRAYS, arrays)
+            for number, table in enumerate(tables):
+                write_whole(folder / f"table-{number}.parquet", partial(table.to_parquet))
+            write_json(folder / NAME, {"schema_version": 1, "result": found})
         return folder
 
     @classmethod

@@ -72,3 +72,29 @@ def test_a_task_that_does_not_exist_is_named(tasks: Path) -> None:
         make_lm("llama").evaluate(
             [{"prompt": "{} is", "subject": "x", "target_new": "y"}], lm_eval="tiny_chioce", lm_eval_tasks=tasks
         )
+
+
+def test_what_a_task_has_generated_does_not_follow_the_checkpoint_s_generation_configuration(tasks: Path) -> None:
+    lm = make_lm("llama")
+    docs = [{"question": doc["question"], "answer": lm.generate(doc["question"], 4)[0]} for doc in DOCS[:2]]
+    (tasks.parent / "said.jsonl").write_text("\n".join(json.dumps(doc) for doc in docs))
+    task = yaml.safe_load((tasks / "tiny_choice.yaml").read_text()) | {
+        "task": "tiny_said",
+        "dataset_kwargs": {"data_files": {"test": str(tasks.parent / "said.jsonl")}},
+        "output_type": "generate_until",
+        "doc_to_target": "{{answer}}",
+        "generation_kwargs": {"until": ["never said"], "do_sample": False, "max_gen_toks": 4},
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    }
+    del task["doc_to_choice"]
+    (tasks / "tiny_said.yaml").write_text(yaml.safe_dump(task))
+    lm.model.generation_config.repetition_penalty = 50.0
+    lm.model.generation_config.suppress_tokens = lm.tokenizer(docs[0]["answer"])["input_ids"]
+    found = lm.evaluate(
+        [{"prompt": "{} is", "subject": "x", "target_new": "y"}],
+        metrics="efficacy_argmax",
+        lm_eval="tiny_said",
+        lm_eval_tasks=tasks,
+    )
+    assert found["lm_eval/tiny_said/exact_match"].edited.mean == 1.0
+    assert lm.model.generation_config.repetition_penalty == 50.0
