@@ -273,7 +273,7 @@ def _products(lm: LM, layers: Sequence[int], batches: Sequence[Batch]) -> Iterat
             got = s.run(batch, read=None)
             s.remove(wishes)
             keys = {layer: got["mlp_key", layer].float() for layer in layers}
-            yield {layer: (k.T @ k).double().cpu() for layer, k in keys.items()}, int(inside.sum())
+            yield {layer: (k.T @ k).cpu().double() for layer, k in keys.items()}, int(inside.sum())
 
 
 def partial_moments(

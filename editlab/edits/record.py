@@ -13,6 +13,7 @@ from editlab.edits.solver import Metric, Update
 from editlab.edits.targets import Form
 from editlab.edits.values import Value
 from editlab.facts import Fact
+from editlab.hooks.placement import in_float64
 from editlab.state.edit import Delta, Edit
 
 if TYPE_CHECKING:
@@ -93,29 +94,27 @@ def delta_of(lm: LM, layer: int, update: Update) -> tuple[str, Delta]:
 def relative_norm(lm: LM, layer: int, update: Update) -> float:
     """||D|| over ||W||, Frobenius."""
     ref = lm.adapter.down(lm.model, layer)
-    return float(update.dense.norm().cpu() / lm.model.get_parameter(ref.name).double().norm().cpu())
+    return float(update.dense.norm()) / float(in_float64(lm.model.get_parameter(ref.name)).norm())
 
 
 def spectral_norm(update: Update) -> float:
     """||D||_2, from the factors."""
-    left, right = (torch.linalg.qr(factor.cpu()).R for factor in (update.left, update.right.T))
+    left, right = (torch.linalg.qr(factor).R for factor in (update.left, update.right.T))
     return float(torch.linalg.matrix_norm(left @ right.T, 2))
 
 
 def disturbance(lm: LM, layer: int, update: Update, covariance: Tensor) -> float:
     """What ordinary keys notice: sqrt(tr(D C D^T) / tr(W C W^T)), the root mean square of the output's change."""
     ref = lm.adapter.down(lm.model, layer)
-    c = covariance.double().cpu()
-    left, right = update.left.cpu(), update.right.cpu()
-    weight = ref.oriented(lm.model.get_parameter(ref.name)).double().cpu()
+    c, left, right = covariance.double(), update.left, update.right
+    weight = ref.oriented(lm.model.get_parameter(ref.name)).cpu().double()
     moved = ((left.T @ left) * (right @ c @ right.T)).sum()
     return float((moved / ((weight @ c) * weight).sum()).clamp(min=0).sqrt())
 
 
 def _gains(update: Update, form: Form) -> list[float]:
     """How much of the change written at the form's key its prompts receive: (D k_0 . D k) / ||D k||^2."""
-    right = update.right.cpu()
-    written = update.left.cpu() @ (right @ form.key.cpu())  # (d_v,)
-    received = form.canonical_keys.cpu() @ right.T @ update.left.cpu().T  # (n, d_v)
+    written = update.left @ (update.right @ form.key)  # (d_v,)
+    received = form.canonical_keys @ update.right.T @ update.left.T  # (n, d_v)
     scale = written.square().sum().clamp(min=torch.finfo(written.dtype).tiny)
     return (received @ written / scale).tolist()

@@ -93,7 +93,7 @@ def write(
     if config.value_norm_anchor:
         anchor = anchor_norm(lm, top, config, metric, on_step)
         solved = rescaled(solved, anchor)
-    wanted = torch.stack([f.reference for f in found], 1).double() + (solved - outputs)  # Z (d, B)
+    wanted = torch.stack([f.reference for f in found], 1).cpu().double() + (solved - outputs)  # Z (d, B)
 
     scratch = lm.fork()
     deltas: dict[str, Delta] = {}
@@ -105,8 +105,8 @@ def write(
         gap = wanted - _states(scratch, top, found, at_stream)
         system = choose(covariance[layer], keys.shape[1])
         update = solve(
-            keys.cpu(),
-            (gap / (len(written) - i)).cpu(),
+            keys,
+            gap / (len(written) - i),
             system.metric,
             system.alpha,
             earlier=_earlier(lm, method, layer) if remembers else None,
@@ -155,16 +155,16 @@ def write(
 
 
 def _keys(lm: LM, layer: int, of: Sequence[Form]) -> Tensor:
-    """(d_mlp, B) averaged keys under the weights of `lm`, float64."""
+    """(d_mlp, B) averaged keys under the weights of `lm`, float64 on the CPU."""
     states = states_at(lm, layer, [row for form in of for row in form.rows])
-    parts = states.key.double().split([len(form.rows) for form in of])
+    parts = states.key.cpu().double().split([len(form.rows) for form in of])
     return torch.stack([form.weights @ part for form, part in zip(of, parts, strict=True)], dim=1)
 
 
 def _states(lm: LM, layer: int, of: Sequence[Form], at_stream: bool) -> Tensor:
-    """(d_model, B) where the shifts were made: the canonical rows' states under the weights of `lm`, float64."""
+    """(d_model, B) where the shifts were made: states of the canonical rows under the weights of `lm`, float64, CPU."""
     states = states_at(lm, layer, [form.rows[0] for form in of])
-    return (states.hidden if at_stream else states.value).double().T
+    return (states.hidden if at_stream else states.value).cpu().double().T
 
 
 def _earlier(lm: LM, method: str, layer: int) -> Tensor | None:

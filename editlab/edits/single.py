@@ -44,5 +44,5 @@ def write_one(
     residuals = torch.stack(
         [f.canonical_value + v.delta.double() - f.value for f, v in zip(found, values, strict=True)], dim=1
     )  # (d_v, n)
-    update = solve(keys.cpu(), residuals.cpu(), metric)
+    update = solve(keys, residuals, metric)
     return record(lm, method, config, facts, layer, update, found, values, metric)

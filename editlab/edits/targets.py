@@ -54,7 +54,8 @@ class Form:
         rows: rewrite rows, the canonical one first. weights: (len(rows),) of the average, float64.
         essence: the row whose next-token distribution is kept, or None.
         is_moved: the edited token is not the subject's own but one after it, because that one is the first of all.
-        key: (d_mlp,) averaged key; value: (d_model,) averaged output of the down projection; both float64.
+        key: (d_mlp,) averaged key; value: (d_model,) averaged output of the down projection; both float64, on the CPU,
+            where systems are solved.
         canonical_keys: (n, d_mlp) of the canonical rows alone; canonical_value: (d_model,) of the first.
         reference: (d_model,) state that the shift is added to in the first row: the residual stream after the block,
             or the down projection's output where a norm follows it.
@@ -117,22 +118,23 @@ def _forms_of(
     metric: Metric,
 ) -> list[Form]:
     reference = states.hidden if at_stream else states.value
+    keys, outputs = states.key.cpu().double(), states.value.cpu().double()
 
     def form(name: str, members: list[int], n_canonical: int) -> Form:
         n_contexts = len(members) - n_canonical
         share = 0.5 if n_contexts and n_canonical else float(n_canonical > 0)  # of the canonical forms
         weights = [share / max(1, n_canonical)] * n_canonical + [(1 - share) / max(1, n_contexts)] * n_contexts
-        w = torch.tensor(weights, dtype=torch.float64, device=states.key.device)
+        w = torch.tensor(weights, dtype=torch.float64)
         return Form(
             fact=fact,
             name=name,
             rows=tuple(rows[i] for i in members),
             weights=w,
             essence=None if is_first.get(name) else essence_row(lm, fact, sink=name != "bare"),
-            key=w @ states.key[members].double(),
-            value=w @ states.value[members].double(),
-            canonical_keys=states.key[members[: max(1, n_canonical)]].double(),
-            canonical_value=states.value[members[0]].double(),
+            key=w @ keys[members],
+            value=w @ outputs[members],
+            canonical_keys=keys[members[: max(1, n_canonical)]],
+            canonical_value=outputs[members[0]],
             reference=reference[members[0]].float(),
             is_moved=is_first.get(name, False),
         )
@@ -141,7 +143,7 @@ def _forms_of(
     others = list(range(len(canonical), len(rows)))
     if others:
         average = form("prompt", together + others, len(together))
-        gains = canonical_gain(metric, average.key, states.key[: len(canonical)].double())
+        gains = canonical_gain(metric, average.key, keys[: len(canonical)])
         together = [i for i in together if gains[i] >= OWN_KEY_BELOW]
     apart = [i for i in range(len(canonical)) if i not in together]
     found = [form("prompt", together + others, len(together))] if together or others else []
@@ -162,8 +164,8 @@ def _off_the_sink(lm: LM, row: Row, layer: int) -> Row:
 
 def canonical_gain(metric: Metric, key: Tensor, canonical: Tensor) -> Tensor:
     """(n,) share of the change written at `key` that each of the keys `canonical` (n, d_mlp) receives."""
-    direction = metric.solve(key[:, None].cpu())[:, 0]
-    return canonical.cpu() @ direction / (key.cpu() @ direction)
+    direction = metric.solve(key[:, None])[:, 0]
+    return canonical @ direction / (key @ direction)
 
 
 def shifts(

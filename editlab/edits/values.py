@@ -75,7 +75,7 @@ class Value:
     """An optimised shift.
 
     Attributes:
-        delta: (d_model,) float32.
+        delta: (d_model,) float32, on the CPU whatever the model is on.
         losses, nlls: total loss and target NLL (mean per token) before each step, ending with the last one.
         clamped: the shift ended on the ball's surface.
         seconds: of the batch it was optimised in. started: when that was, which tells batches apart.
@@ -221,10 +221,10 @@ def optimise(
                 shifts[live.numbers] = live.delta.detach()
                 live = live.rest()
         shifts[live.numbers] = live.delta.detach()
-    seconds = time.perf_counter() - started
+    seconds, kept = time.perf_counter() - started, shifts.cpu()
     clamped = (shifts.norm(dim=-1) >= settings.clamp * limits * (1 - 1e-4)).tolist()
     return [
-        Value(shifts[i].clone(), tuple(losses[i]), tuple(nlls[i]), bool(clamped[i]), seconds, started)
+        Value(kept[i].clone(), tuple(losses[i]), tuple(nlls[i]), bool(clamped[i]), seconds, started)
         for i in range(len(targets))
     ]
 

@@ -121,7 +121,7 @@ def force(
             for n, token in enumerate(parts[i][1])
         ]
         lines, tokens = torch.tensor([(line, token) for _, line, token in pick], device=log_probs.device).unbind(-1)
-        values = log_probs[lines, tokens].double().tolist()
+        values = log_probs[lines, tokens].tolist()
         of_pair: dict[int, list[tuple[float, int]]] = {}
         for (i, line, _), value in zip(pick, values, strict=True):
             of_pair.setdefault(i, []).append((value, best[line]))

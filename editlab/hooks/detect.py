@@ -31,7 +31,7 @@ from editlab.hooks.adapter import HeadLayout, LayerPaths, ModelAdapter
 from editlab.hooks.cone import entering_at
 from editlab.hooks.head_layouts import query_key_value
 from editlab.hooks.kv_cache import cache_made
-from editlab.hooks.placement import home
+from editlab.hooks.placement import home, in_float64
 
 _HINT = "Hand in a ModelAdapter written for it: LM(model, tokenizer, adapter=...)."
 
@@ -283,9 +283,9 @@ def _prove(model: nn.Module, adapter: ModelAdapter, seen: _Seen, family: str) ->
     tolerance = 1e-4 if seen.logits.dtype in (torch.float32, torch.float64) else 3e-2
     worst = 0.0
     for layer in adapter.layers:
-        after = seen.outputs[layer.block].double()
+        after = in_float64(seen.outputs[layer.block])
         parts = seen.inputs[layer.block][0] + seen.outputs[layer.attn_out]
-        parts = parts.double() + seen.outputs[layer.mlp_out].reshape(after.shape).double()
+        parts = in_float64(parts) + in_float64(seen.outputs[layer.mlp_out].reshape(after.shape))
         worst = max(worst, float((parts - after).norm() / after.norm().clamp(min=1e-30)))
     if not worst <= tolerance:
         raise AdapterError(

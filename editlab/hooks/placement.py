@@ -65,3 +65,18 @@ def offloaded(model: nn.Module, name: str, held: Tensor) -> Tensor:
             if rest in weights:
                 return weights[rest].to(home(model))
     return held
+
+
+def device_for(dtype: torch.dtype, device: torch.device) -> torch.device:
+    """`device`, or the CPU where that device has no numbers of this dtype (mps has no float64)."""
+    return torch.device("cpu") if device.type == "mps" and dtype == torch.float64 else device
+
+
+def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in `dtype`, on its own device if that has such numbers, else on the CPU."""
+    return tensor.to(device_for(dtype, tensor.device), dtype)
+
+
+def in_float64(tensor: Tensor) -> Tensor:
+    """The tensor in float64, on its own device if that has float64, else on the CPU."""
+    return in_dtype(tensor, torch.float64)

@@ -73,10 +73,10 @@ def _constant(
 ) -> Tensor:
     """(D,) float64: what the means add to the output projection's bias."""
     ref = weight_ref(model, adapter.layers[layer].o)
-    weight = ref.oriented(stored_weight(model, ref.name)).double().cpu()
+    weight = ref.oriented(stored_weight(model, ref.name)).cpu().double()
     of_head = weight.unflatten(1, (adapter.n_heads, -1))  # (D, H, e)
     total = torch.zeros(weight.shape[0], dtype=torch.float64)
     for head, gain in changed.items():
         if head[0] == layer and head in wanted.means:
-            total += (1 - gain) * (of_head[:, head[1]] @ wanted.means[head].double().cpu())
+            total += (1 - gain) * (of_head[:, head[1]] @ wanted.means[head].cpu().double())
     return total

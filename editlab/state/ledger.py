@@ -33,6 +33,7 @@ from torch import Tensor
 
 from editlab.display import html_table
 from editlab.errors import EditFailed, EditlabError, UnknownName, did_you_mean
+from editlab.hooks.placement import device_for
 from editlab.memories import build, digest_of, weights
 from editlab.state.edit import Delta, Edit
 from editlab.state.weights import WeightView
@@ -312,9 +313,8 @@ class Ledger:
         base = self.view.base(name)
         if not deltas or base.device.type == "meta":
             return base if deltas else None  # the view refuses an offloaded weight in its own words
-        device = "cpu" if base.device.type == "mps" else base.device  # mps has no float64
         with torch.inference_mode(False), torch.no_grad():
-            total = base.detach().to(device, torch.float64, copy=True).contiguous()
+            total = base.detach().to(device_for(torch.float64, base.device), torch.float64, copy=True).contiguous()
             for delta in sorted(deltas, key=lambda d: d.is_gain):
                 delta.apply_to(total)
             return total.to(base.device, base.dtype)

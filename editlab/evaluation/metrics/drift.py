@@ -10,6 +10,7 @@ import torch
 
 from editlab.evaluation.cards import FORCED, Card, ModelMetric
 from editlab.hooks.batch import pad_rows
+from editlab.hooks.placement import in_float64
 from editlab.progress import OnStep, StepInfo
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def _next_token(lm: LM, prompts: Sequence[str], sink: bool) -> Tensor:
         return lm.forward(batch, read=mask)
 
     # Two metrics ask for the same, of each model and of the base.
-    return lm.at_state(f"next tokens {sink} {prompts}", logits).double().log_softmax(-1)
+    return in_float64(lm.at_state(f"next tokens {sink} {prompts}", logits)).log_softmax(-1)
 
 
 def _control_kl(lm: LM, base: LM, suite: Suite, prompts: Prompts, on_step: OnStep) -> dict[str, float]:
@@ -48,7 +49,7 @@ def _control_same(lm: LM, base: LM, suite: Suite, prompts: Prompts, on_step: OnS
     from editlab.data.controls import CONTROLS
 
     before, now = _next_token(base, CONTROLS, suite.sink), _next_token(lm, CONTROLS, suite.sink)
-    return dict(zip(CONTROLS, (before.argmax(-1) == now.argmax(-1)).double().tolist(), strict=True))
+    return dict(zip(CONTROLS, (before.argmax(-1) == now.argmax(-1)).float().tolist(), strict=True))
 
 
 def _prose_nll(lm: LM, base: LM, suite: Suite, prompts: Prompts, on_step: OnStep) -> dict[str, float]:
@@ -59,7 +60,7 @@ def _prose_nll(lm: LM, base: LM, suite: Suite, prompts: Prompts, on_step: OnStep
         chunk = rows[i : i + _BATCH_ROWS]
         batch = pad_rows([ids for _, ids in chunk], pivots="right", device=lm.device)
         log_probs = lm.forward(batch)[:, :-1].float().log_softmax(-1)
-        nll = -log_probs.gather(-1, batch.ids[:, 1:, None])[..., 0].double()
+        nll = -in_float64(log_probs.gather(-1, batch.ids[:, 1:, None])[..., 0])
         for (name, ids), row in zip(chunk, nll, strict=True):
             out[name] = float(row[: len(ids) - 1].mean())
         on_step(StepInfo("reading prose", len(out), len(rows), "passages"))
@@ -83,7 +84,7 @@ def _prose(lm: LM, suite: Suite) -> Iterator[tuple[str, list[int]]]:
 def _norm_ratio(lm: LM, base: LM, suite: Suite, prompts: Prompts, on_step: OnStep) -> dict[str, float]:
     edited = {name for entry in lm.ledger.active for name in entry.edit.deltas}
     return {
-        name: float(lm.model.get_parameter(name).double().norm() / base.model.get_parameter(name).double().norm())
+        name: float(in_float64(lm.model.get_parameter(name)).norm() / in_float64(base.model.get_parameter(name)).norm())
         for name in sorted(edited)
     }
 

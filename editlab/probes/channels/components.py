@@ -25,6 +25,7 @@ from torch import Tensor
 
 from editlab.errors import ConfigError, RequestError
 from editlab.hooks.adapter import weight_ref
+from editlab.hooks.placement import in_float64
 from editlab.probes.channels.factors import layer_factors
 from editlab.probes.channels.parts import Part
 from editlab.probes.channels.weights import layer_heads, stored_heads
@@ -143,7 +144,7 @@ def _written(lm: LM, head: Part, components: list[int]) -> tuple[str, Tensor, Te
     _, _, v, *_ = layer_factors(layer_heads(lm, head.layer, torch.float64))
     directions = v[head.head, components]  # (m, d)
     ref = weight_ref(lm.model, lm.adapter.layers[head.layer].o)
-    weight = ref.oriented(lm.weight(ref.name)).to(torch.float64)  # (d, H e)
+    weight = in_float64(ref.oriented(lm.weight(ref.name)))  # (d, H e)
     width = weight.shape[1] // lm.adapter.n_heads
     columns = slice(head.head * width, (head.head + 1) * width)
     right = torch.zeros(len(components), weight.shape[1], dtype=torch.float64, device=weight.device)
@@ -164,7 +165,7 @@ def _asked(lm: LM, head: Part, components: list[int]) -> tuple[str, Tensor, Tens
     *_, p, _ = layer_factors(heads)
     folded, directions = heads.q[head.head], p[head.head][:, components]  # (d, e), (d, m)
     c = torch.linalg.lstsq(folded, directions).solution  # (e, m)
-    raw = stored_heads(lm, layout)[0][head.head].to(torch.float64)  # (d, e)
+    raw = in_float64(stored_heads(lm, layout)[0][head.head])  # (d, e)
     ref = weight_ref(lm.model, layout.path)
     left = torch.zeros(layout.size, len(components), dtype=torch.float64, device=raw.device)
     left[layout.index(raw.device)[head.head]] = (directions.mT @ folded).mT  # (e, m) at the head's features

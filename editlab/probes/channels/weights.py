@@ -27,7 +27,7 @@ from editlab.errors import ModelError, SiteUnavailable
 from editlab.hooks.adapter import HeadLayout, weight_ref
 from editlab.hooks.batch import Batch
 from editlab.hooks.detect import probe_ids
-from editlab.hooks.placement import home, stored_bias, stored_weight
+from editlab.hooks.placement import device_for, home, in_dtype, in_float64, stored_bias, stored_weight
 
 if TYPE_CHECKING:
     from editlab.lm import LM
@@ -94,7 +94,7 @@ def layer_heads(lm: LM, layer: int, dtype: torch.dtype = torch.float32) -> Layer
     (q, b_q), (k, b_k), (v, b_v) = (_read(lm.model, part, fold, dtype) for part in (paths.q, paths.k, paths.v))
     q, b_q = _through(lm.model, paths.q_norm, q, b_q, dtype)
     k, b_k = _through(lm.model, paths.k_norm, k, b_k, dtype)
-    stored = weight_ref(lm.model, paths.o).oriented(lm.weight(f"{paths.o}.weight")).to(dtype)
+    stored = in_dtype(weight_ref(lm.model, paths.o).oriented(lm.weight(f"{paths.o}.weight")), dtype)
     o = stored.unflatten(1, (lm.adapter.n_heads, -1)).permute(1, 2, 0)  # (H, e, d)
     b_o = _bias(lm.model, paths.o, d, stored)
     if paths.attn_out != paths.o:
@@ -114,7 +114,7 @@ def stored_heads(lm: LM, layout: HeadLayout) -> tuple[Tensor, Tensor]:
 
 
 def _read(model: nn.Module, layout: HeadLayout, fold: Fold, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    stored = weight_ref(model, layout.path).oriented(stored_weight(model, f"{layout.path}.weight")).to(dtype)
+    stored = in_dtype(weight_ref(model, layout.path).oriented(stored_weight(model, f"{layout.path}.weight")), dtype)
     index = layout.index(stored.device)
     rows = stored[index]  # (heads, e, d)
     bias = _bias(model, layout.path, layout.size, stored)[index] + rows @ fold.bias
@@ -147,8 +147,9 @@ def fold_of(model: nn.Module, path: str | None, d: int, dtype: torch.dtype) -> F
         ModelError: it is no RMSNorm or LayerNorm.
     """
     device = home(model)
+    place = device_for(dtype, device)
     if path is None:
-        return Fold(False, torch.ones(d, dtype=dtype, device=device), torch.zeros(d, dtype=dtype, device=device))
+        return Fold(False, torch.ones(d, dtype=dtype, device=place), torch.zeros(d, dtype=dtype, device=place))
     norm = model.get_submodule(path)
     own = next(norm.parameters(), next(model.parameters())).dtype
     generator = torch.Generator().manual_seed(0)
@@ -156,17 +157,17 @@ def fold_of(model: nn.Module, path: str | None, d: int, dtype: torch.dtype) -> F
     x = 100 * (torch.randn(16, d, generator=generator) + 0.5)
     x = torch.cat([x, -x]).to(device, own)
     with torch.no_grad():
-        y = norm(x).double()
+        y = in_float64(norm(x))
     n = len(x) // 2
     bias = (y[:n] + y[n:]).mean(0) / 2
     scale = y.abs().amax().clamp(min=1e-30)
     bias = torch.where(bias.abs() > 1e-5 * scale, bias, 0.0)
     for centres in (False, True):
-        unit = Fold(centres, bias, bias).scaled(x.double())
+        unit = Fold(centres, bias, bias).scaled(in_float64(x))
         # Least squares over the vectors, feature by feature.
         gain = ((y - bias) * unit).sum(0) / unit.square().sum(0)
         if float((unit * gain + bias - y).abs().amax() / scale) < 10 * TOLERANCE.get(own, 1e-4):
-            return Fold(centres, gain.to(dtype), bias.to(dtype), _eps_of(norm, x, gain, bias, centres))
+            return Fold(centres, gain.to(place, dtype), bias.to(place, dtype), _eps_of(norm, x, gain, bias, centres))
     raise ModelError(
         f"The norm '{path}' ({type(norm).__name__}) is neither an RMSNorm nor a LayerNorm.",
         "Scores of heads need a norm whose gain can be folded.",
@@ -177,8 +178,9 @@ def _eps_of(norm: nn.Module, x: Tensor, gain: Tensor, bias: Tensor, centres: boo
     """Read off from vectors that are small beside it."""
     small = x * 1e-5
     with torch.no_grad():
-        y = norm(small).double() - bias
-    shifted = small.double() - (small.double().mean(-1, keepdim=True) if centres else 0.0)
+        y = in_float64(norm(small)) - bias
+    wide = in_float64(small)
+    shifted = wide - (wide.mean(-1, keepdim=True) if centres else 0.0)
     square = shifted.square().mean(-1)
     ratio = (shifted * gain).norm(dim=-1) / y.norm(dim=-1).clamp(min=1e-30)
     return max(0.0, float((ratio.square() - square).median()))
@@ -228,7 +230,7 @@ def rotations(lm: LM, delta: int, dtype: torch.dtype = torch.float32) -> list[Te
     """
     e, n = lm.adapter.head_dim, lm.adapter.n_layers
     if delta == 0:
-        return [torch.eye(e, dtype=dtype, device=lm.device)] * n
+        return [torch.eye(e, dtype=dtype, device=device_for(dtype, lm.device))] * n
     ids = probe_ids(lm.model).to(lm.device)[:1, :2].expand(e, 2)
     basis = torch.eye(e, device=lm.device)[:, None, None, :]  # (e, 1, 1, e): row i carries the unit query i
     with lm.session() as s, torch.no_grad():
@@ -238,7 +240,7 @@ def rotations(lm: LM, delta: int, dtype: torch.dtype = torch.float32) -> list[Te
         seen = s.run(Batch(ids, torch.ones_like(ids)), read=None).captured
     found = []
     for layer in range(n):
-        at_0, at_1 = seen["q_rot", layer][:, 0].double().unbind(1)  # (e, e) each, of head 0
+        at_0, at_1 = in_float64(seen["q_rot", layer][:, 0]).unbind(1)  # (e, e) each, of head 0
         size = at_0.diagonal()  # what a norm on queries, or a scaled rotary table, did to each
         if float((at_0 - torch.diag(size)).abs().amax()) > 1e-3 * float(size.abs().amax()):
             raise SiteUnavailable(
@@ -248,4 +250,5 @@ def rotations(lm: LM, delta: int, dtype: torch.dtype = torch.float32) -> list[Te
         # Rounding adds up over many turns unless the first is a turn and nothing else.
         u, _, vh = torch.linalg.svd(at_1 / size[:, None])
         found.append(torch.linalg.matrix_power(u @ vh, abs(delta)))
-    return [(r if delta > 0 else r.T).to(dtype) for r in found]
+    place = device_for(dtype, lm.device)
+    return [(r if delta > 0 else r.T).to(place, dtype) for r in found]

@@ -8,6 +8,7 @@ For direction memory a is negative: CAD between 0 and -1, and AdaCAD with -JSD (
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor
 
 from editlab.hooks.kv_cache import as_argument
+from editlab.hooks.placement import in_float64
 
 if TYPE_CHECKING:
     from editlab.lm import LM
@@ -30,14 +32,14 @@ def cad(context: Tensor, closed: Tensor, a: float | Tensor) -> Tensor:
 
 def divergence(context: Tensor, closed: Tensor) -> Tensor:
     """(n,) Jensen-Shannon divergence of the two distributions, in nats (at most ln 2)."""
-    p, q = context.double().log_softmax(-1), closed.double().log_softmax(-1)
-    middle = torch.logaddexp(p, q) - torch.log(torch.tensor(2.0, dtype=torch.float64))
+    p, q = in_float64(context).log_softmax(-1), in_float64(closed).log_softmax(-1)
+    middle = torch.logaddexp(p, q) - math.log(2)
     return (((p.exp() * (p - middle)).sum(-1) + (q.exp() * (q - middle)).sum(-1)) / 2).clamp(min=0)
 
 
 def adacad(context: Tensor, closed: Tensor, sign: float = 1.0) -> Tensor:
     """(n, V) as `cad`, with the divergence for a."""
-    return cad(context, closed, sign * divergence(context, closed).to(context.dtype))
+    return cad(context, closed, sign * divergence(context, closed).to(context))
 
 
 class Contrast(LogitsProcessor):

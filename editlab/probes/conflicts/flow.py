@@ -180,7 +180,7 @@ def _differences(
             logits = s.run(entry(batch), read=batch.last).logits
         assert logits is not None
         found = logits.gather(1, tokens[index])
-        out[index] = (found[:, 0] - found[:, 1]).double().cpu().numpy()
+        out[index] = (found[:, 0] - found[:, 1]).cpu().double().numpy()
     return out
 
 
@@ -245,6 +245,6 @@ def _lens(lm: LM, prompts: Prompts, tokens: Tensor) -> np.ndarray:
             for site in sites:
                 for layer in range(n_layers):
                     values = token_logits(lm.model, lm.adapter, norm(kept[site, layer]), tokens[index])
-                    difference = (values[:, 0] - values[:, 1]).double().cpu().numpy()
+                    difference = (values[:, 0] - values[:, 1]).cpu().double().numpy()
                     out[index, layer, int(site == "resid_post")] = difference
     return out

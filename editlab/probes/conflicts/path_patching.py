@@ -134,14 +134,14 @@ class Clean:
     def scores(self, z: Tensor, estimand: Estimand, wanted: Tensor) -> Tensor:
         """(B, L, H) float64 LD - LD~ with head outputs replaced by `z`, one at a time."""
         if estimand == "gradient":
-            return (self._gradient() * (self.column.z - z)).sum(-1).double().cpu()
+            return (self._gradient() * (self.column.z - z)).sum(-1).cpu().double()
         out = torch.zeros(z.shape[:3], dtype=torch.float64)
         with torch.no_grad():
             for layer in range(z.shape[1]):
                 heads = wanted[layer].nonzero()[:, 0].tolist()
                 if heads:
                     after = self._layer(layer, z[:, layer], heads, estimand)
-                    out[:, layer, heads] = (self.difference[:, None] - after).double().cpu()
+                    out[:, layer, heads] = (self.difference[:, None] - after).cpu().double()
         return out
 
     def _layer(self, layer: int, z: Tensor, heads: list[int], estimand: Estimand) -> Tensor:

@@ -24,6 +24,7 @@ from torch import Tensor
 from editlab.config import MethodConfig
 from editlab.errors import ConfigError
 from editlab.hooks.heads import Head, HeadGains
+from editlab.hooks.placement import in_float64
 from editlab.probes.conflicts.heads import Direction, HeadMap
 from editlab.probes.conflicts.items import Item, Items
 from editlab.probes.conflicts.prune_controls import control_sets, measure
@@ -177,5 +178,5 @@ def _means(lm: LM, items: Sequence[Item], heads: Sequence[Head]) -> dict[Head, T
         real = batch.mask.bool()
         count += int(real.sum())
         for layer in layers:
-            sums[layer] = sums.get(layer, torch.zeros(())) + kept["z", layer][real].double().sum(0)
+            sums[layer] = sums.get(layer, torch.zeros(())) + in_float64(kept["z", layer][real]).sum(0)
     return {(layer, head): (sums[layer][head] / count).float() for layer, head in heads}

@@ -91,6 +91,6 @@ def attention_ranked(lm: LM, items: Sequence[Item]) -> list[Head]:
         for i, item in enumerate(chunk):
             first, stop = (batch.column(i, t) for t in item.spans["obj_ctx"])
             for layer in range(lm.adapter.n_layers):
-                mass[layer] += kept["pattern", layer][i, :, -1, first:stop].sum(-1).double().cpu().numpy()
+                mass[layer] += kept["pattern", layer][i, :, -1, first:stop].sum(-1).cpu().double().numpy()
     order = np.argsort(-mass.ravel(), kind="stable")
     return [divmod(int(i), mass.shape[1]) for i in order]

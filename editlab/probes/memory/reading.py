@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from editlab.hooks.batch import pad_rows
+from editlab.hooks.placement import in_float64
 
 if TYPE_CHECKING:
     from editlab.lm import LM
@@ -92,7 +93,7 @@ def _read_batch(lm: LM, rows: Sequence[Ids]) -> list[Reading]:
     logits = lm.forward(batch, read=scored)  # (tokens but the rows' last, V)
     wanted = batch.ids.roll(-1, 1)[scored]
     best, first = logits.topk(2)
-    nll = (torch.logsumexp(logits, -1) - logits.gather(-1, wanted[:, None])[:, 0]).double()
+    nll = in_float64(torch.logsumexp(logits, -1) - logits.gather(-1, wanted[:, None])[:, 0])
     sizes = [n - 1 for n in lengths]
     parts = zip(
         rows, nll.split(sizes), (first[:, 0] == wanted).split(sizes), (best[:, 0] - best[:, 1]).split(sizes),

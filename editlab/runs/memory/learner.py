@@ -21,6 +21,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from editlab.errors import ConfigError, EditlabError
+from editlab.hooks.placement import in_float64
 from editlab.runs.memory.token_loss import token_loss
 from editlab.state.files import write_tensors
 
@@ -146,7 +147,7 @@ class Learner:
 
     def distance(self) -> float:
         """Euclidean distance of all weights from the source's."""
-        total = sum(float((self._weights[n].detach() - w).double().square().sum()) for n, w in self._sources())
+        total = sum(float(in_float64(self._weights[n].detach() - w).square().sum()) for n, w in self._sources())
         return math.sqrt(total)
 
     def save(self, path: Path, note: dict[str, str]) -> None:
@@ -171,7 +172,9 @@ class Learner:
                 return
             self._adam = self._fresh_adam()
             for name, weight in self._trained.items():
-                self._adam.state[weight] = {p: f.get_tensor(f"{p}.{name}") for p in ("step", "exp_avg", "exp_avg_sq")}
+                self._adam.state[weight] = {
+                    part: f.get_tensor(f"{part}.{name}").to(weight.device) for part in ("step", "exp_avg", "exp_avg_sq")
+                }
 
 
 def _chosen(lm: LM, scope: Scope) -> dict[str, Tensor]:

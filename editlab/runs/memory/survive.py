@@ -30,6 +30,7 @@ from editlab.data.relations import relation
 from editlab.data.stimuli import filler
 from editlab.errors import ConfigError, EditFailed, EditlabError, RequestError
 from editlab.evaluation.known import known
+from editlab.hooks.placement import in_float64
 from editlab.probes.memory.reading import Ids, read
 from editlab.probes.memory.taught import FactReading, others_of, read_facts
 from editlab.progress import OnStep, StepInfo, silent
@@ -283,8 +284,8 @@ def kept_share(learner: Learner, base: LM) -> float | None:
             start = taught[name]
             if start is before or torch.equal(start, before):
                 continue
-            change = (start - before).double()
-            along += float((change * (learner.weights[name] - before).double()).sum())
+            change = in_float64(start - before)
+            along += float((change * in_float64(learner.weights[name] - before)).sum())
             length += float(change.square().sum())
     return along / length if length else None
 
