@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from editlab.data.formats import read_fact
-from editlab.errors import ConfigError
+from editlab.errors import ConfigError, RequestError
 from editlab.facts import Fact
 from editlab.hooks.adapter import ModelAdapter
-from editlab.hooks.heads import Head, HeadGains, read_heads
+from editlab.hooks.arguments import check_texts
+from editlab.hooks.heads import Head, HeadGains, heads_of
 from editlab.progress import OnStep, silent
 from editlab.reader import Reader
 from editlab.state.files import filled_or_removed
@@ -134,7 +135,7 @@ class LM(Reader):
         """
         from editlab.edits.engine import engine
 
-        rows = [requests] if isinstance(requests, dict | Fact) else list(requests)
+        rows = [requests] if isinstance(requests, dict | Fact) else _rows(requests)
         facts = [read_fact(row, f"Request {i}") for i, row in enumerate(rows)]
         compute = engine(self, method, config)
         with self._lock:
@@ -219,8 +220,7 @@ class LM(Reader):
         """
         from editlab.state.heads import head_edit
 
-        chosen = read_heads(heads) if isinstance(heads, str) else tuple(heads)
-        wanted = HeadGains(dict.fromkeys(chosen, gain), means or {})
+        wanted = HeadGains(dict.fromkeys(heads_of(heads), gain), means or {})
         with self._lock:
             return self.ledger.apply(head_edit(self.model, self.adapter, wanted))
 
@@ -260,10 +260,7 @@ class LM(Reader):
 
         module = registry.get(name, "probes")
         settings = build(module.Config, config, f"probe '{name}'")
-        asked = [prompts] if isinstance(prompts, str) else list(prompts)
-        if not asked:
-            raise ConfigError("There is no prompt to probe.", "Give at least one.")
-        found: ProbeResult = module.run(self, asked, settings, on_step)
+        found: ProbeResult = module.run(self, check_texts(prompts), settings, on_step)
         return found
 
     def conflicts(
@@ -290,7 +287,7 @@ class LM(Reader):
         """Which side memory answers each prompt, and why; empty without side memories."""
         from editlab.probes.routing import routing_of
 
-        return routing_of(self, [prompts] if isinstance(prompts, str) else list(prompts), sink=sink)
+        return routing_of(self, check_texts(prompts), sink=sink)
 
     # -- measuring ----------------------------------------------------------------------------------
 
@@ -310,7 +307,7 @@ class LM(Reader):
         from editlab.evaluation.evaluate import evaluate
         from editlab.evaluation.suite import Suite
 
-        rows = [read_fact(row, f"Fact {i}") for i, row in enumerate(facts)] if facts is not None else None
+        rows = [read_fact(row, f"Fact {i}") for i, row in enumerate(_rows(facts))] if facts is not None else None
         settings = build(Suite, suite, "the evaluation")
         return evaluate(self, rows, settings, mode=mode, on_step=on_step)
 
@@ -372,3 +369,12 @@ class LM(Reader):
 
         check_shared(self, wrapped)
         return self
+
+
+def _rows(given: Any) -> list[Any]:
+    """Raises RequestError: it is no list of facts."""
+    if isinstance(given, Iterable):
+        return list(given)
+    raise RequestError(
+        f"{given!r:.60} is no fact.", "Give a row with prompt, subject and target_new, or a list of them."
+    )

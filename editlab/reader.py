@@ -15,8 +15,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from editlab.errors import ModelError, RequestError
+from editlab.errors import ConfigError, ModelError, UnknownName
 from editlab.hooks.adapter import ModelAdapter
+from editlab.hooks.arguments import check_batch, check_choice, check_texts, places_of
 from editlab.hooks.batch import Batch, Span, pad_rows, tokenize
 from editlab.hooks.cone import Cone
 from editlab.hooks.detect import detect
@@ -92,8 +93,17 @@ class Reader:
         return home(self.model)
 
     def weight(self, name: str) -> Tensor:
-        """The content of a parameter, also where it is kept off the device; to be read only."""
-        return stored_weight(self.model, name)
+        """The content of a parameter, also where it is kept off the device; to be read only.
+
+        Raises:
+            UnknownName: the model has none of that name.
+        """
+        try:
+            return stored_weight(self.model, name)
+        except AttributeError:
+            raise UnknownName(
+                f"{self.adapter.family} has no parameter {name!r:.100}.", "lm.model.named_parameters() lists them."
+            ) from None
 
     # -- text ---------------------------------------------------------------------------------------
 
@@ -141,11 +151,10 @@ class Reader:
         """A padded batch of texts, with positions and character spans.
 
         Raises:
-            RequestError: a text is empty.
+            RequestError: a text is empty, or what was given is no text. ConfigError: `pad` names no side.
         """
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        if not texts or not all(texts):
-            raise RequestError("There is an empty text in the batch.", "Give every row some text.")
+        texts = check_texts(texts)
+        check_choice("pad", pad, ("left", "right"))
         pairs = [self.tokens(text, sink=sink) for text in texts]
         return pad_rows([ids for ids, _ in pairs], pivots=pad, spans=tuple(s for _, s in pairs), device=self.device)
 
@@ -155,15 +164,25 @@ class Reader:
         """Hooks for the time of a `with` block; one session at a time per LM, others wait."""
         return Session(self.model, self.adapter, lock=self._lock, stamp=self._stamp)
 
-    def capture(self, batch: Batch, sites: Iterable[str | tuple[str, int]]) -> Captured:
-        """Tensors at `sites` by [site, layer]; a bare name means every layer. Runs no further than needed."""
+    def capture(self, batch: Batch, sites: str | tuple[str, int] | Iterable[str | tuple[str, int]]) -> Captured:
+        """Tensors at `sites` by [site, layer]; a bare name means every layer. Runs no further than needed.
+
+        Raises:
+            RequestError: `batch` is no batch. ConfigError: there is no such site or layer.
+        """
         with self.session() as s, torch.no_grad():
-            for item in sites:
-                s.capture(*([item] if isinstance(item, str) else item))
+            for site, layer in places_of(sites):
+                s.capture(site, layer)
             return s.run(batch, read=None).captured
 
     def forward(self, batch: Batch, read: Tensor | Literal["all"] = "all") -> Tensor:
-        """Logits everywhere, or where `read` says (see `Session.run`)."""
+        """Logits everywhere, or where `read` says (see `Session.run`).
+
+        Raises:
+            RequestError: `batch` is no batch. ConfigError: `read` says no positions.
+        """
+        if read is None:
+            raise ConfigError("read=None asks for no logits.", 'Use "all", columns such as batch.last, or a bool mask.')
         with self.session() as s, torch.no_grad():
             logits = s.run(batch, read=read).logits
         assert logits is not None
@@ -180,6 +199,7 @@ class Reader:
         Raises:
             StaleState: weights that it rests on have changed.
         """
+        check_batch(cone, Cone)
         with self.session() as s, torch.no_grad():
             return s.run(cone, read=read)
 

@@ -7,6 +7,8 @@ by `detect.py`; a person may also write one by hand for a model that detection r
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import index
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -127,12 +129,18 @@ class ModelAdapter:
     def has_post_norm(self) -> bool:
         return self.layers[0].mlp_out != self.layers[0].down
 
-    def check_layer(self, layer: int) -> int:
-        """`layer` itself.
+    def check_layer(self, layer: Any) -> int:
+        """`layer` as an int.
 
         Raises:
             ConfigError: there is no such layer; the message gives the range.
         """
+        try:
+            if isinstance(layer, bool):
+                raise TypeError
+            layer = index(layer)
+        except TypeError:
+            raise ConfigError(f"{layer!r} is no layer.", f"Give a whole number, 0 to {self.n_layers - 1}.") from None
         if not 0 <= layer < self.n_layers:
             raise ConfigError(
                 f"There is no layer {layer} in {self.family}.", f"Choose one from 0 to {self.n_layers - 1}."

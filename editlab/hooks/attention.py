@@ -18,8 +18,8 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from contextvars import ContextVar
-from functools import cache
-from typing import Any, NoReturn
+from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from editlab.hooks.adapter import ModelAdapter
 Offer = Callable[[int, str, Tensor], Tensor]
 
 _NAME = "editlab_tap"
-_OPEN: ContextVar[tuple[AttentionTap, ...]] = ContextVar("editlab_open_taps", default=())  # innermost first
+_OPEN: ContextVar[tuple[AttentionTap, ...]] = ContextVar("editlab_open_taps", default=())
 
 
 class AttentionTap(AbstractContextManager["AttentionTap"]):
@@ -49,7 +49,7 @@ class AttentionTap(AbstractContextManager["AttentionTap"]):
         """True where the model does not let its attention function be replaced."""
         return self._eager is None
 
-    def check(self, site: str) -> None:
+    def check(self, site: str, layer: int) -> None:
         """Raise SiteUnavailable if `site` cannot be read in this architecture."""
         if self.is_read_only and site != "pattern":
             raise SiteUnavailable(
@@ -57,10 +57,13 @@ class AttentionTap(AbstractContextManager["AttentionTap"]):
                 "Use 'pattern' (read only), 'q', 'k' or 'z'.",
             )
 
-    def refuse_patch(self, site: str) -> NoReturn:
-        raise SiteUnavailable(
-            f"Site '{site}' of {self.adapter.family} can be read but not patched.", "Patch 'z' or 'attn_out' instead."
-        )
+    def check_write(self, site: str, layer: int) -> None:
+        """Raise SiteUnavailable if `site` cannot be patched in this architecture."""
+        if self.is_read_only:
+            raise SiteUnavailable(
+                f"Site '{site}' of {self.adapter.family} can be read but not patched.",
+                "Patch 'z' or 'attn_out' instead.",
+            )
 
     def __enter__(self) -> AttentionTap:
         config = self.model.config
@@ -78,8 +81,7 @@ class AttentionTap(AbstractContextManager["AttentionTap"]):
                 for module, layer in self.layer_of.items():
                     stack.callback(module.register_forward_hook(self._reading(layer)).remove)
             else:
-                outer = next((tap for tap in _OPEN.get() if tap.model is self.model), None)
-                self._before = outer._before if outer else before
+                self._before = before
                 stack.callback(self._close)
                 _OPEN.set((self, *_OPEN.get()))
                 self.model.set_attn_implementation(_known_to_transformers())
@@ -91,8 +93,7 @@ class AttentionTap(AbstractContextManager["AttentionTap"]):
 
     def _close(self) -> None:
         _OPEN.set(tuple(tap for tap in _OPEN.get() if tap is not self))
-        if not any(tap.model is self.model for tap in _OPEN.get()):
-            self.model.set_attn_implementation(self._before)
+        self.model.set_attn_implementation(self._before)
 
     def _reading(self, layer: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
@@ -118,13 +119,7 @@ class AttentionTap(AbstractContextManager["AttentionTap"]):
         if mask is not None and mask.dtype == torch.float64:
             # Eager attention takes the softmax in float32, where the mask of a pad's row would be -inf everywhere.
             mask = mask.clamp(min=torch.finfo(torch.float32).min)
-        taps = [tap for tap in _OPEN.get() if tap.model is self.model]
-
-        def offer(site: str, value: Tensor) -> Tensor:
-            for tap in taps:  # nested sessions, as with hooks on modules: the inner one first
-                value = tap.offer(layer, site, value)
-            return value
-
+        offer = partial(self.offer, layer)
         q = offer("q_rot", q)
         k = offer("k_rot", k)
         out, pattern = self._eager(module, q, k, v, mask, **kwargs)

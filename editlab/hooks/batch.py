@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from editlab.errors import RequestError
+from editlab.errors import ConfigError, RequestError
 
 Span = tuple[int, int]
 
@@ -72,6 +72,10 @@ class Batch:
     def rows(self, index: Tensor | Sequence[int]) -> Batch:
         """The batch of the rows at `index` (repeats allowed)."""
         index = torch.as_tensor(index, device=self.ids.device)
+        if index.numel() and not (-self.n_rows <= int(index.min()) and int(index.max()) < self.n_rows):
+            raise ConfigError(
+                f"There is no row {int(index.abs().max())} in this batch.", f"Rows go from 0 to {self.n_rows - 1}."
+            )
         spans = tuple(self.spans[int(i)] for i in index) if self.spans else ()
         return Batch(self.ids[index], self.mask[index], spans, None if self.ends is None else self.ends[index])
 

@@ -23,15 +23,18 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from editlab.errors import AdapterError
+from editlab.errors import AdapterError, ConfigError, StaleState
 from editlab.hooks.adapter import ModelAdapter, weight_ref
 from editlab.hooks.batch import Batch
 from editlab.hooks.cone import entering_at, restorer, rows_of, until
+from editlab.hooks.dispatch import passing, patches_in_force
 from editlab.hooks.kv_cache import as_argument
 from editlab.hooks.mode import put_in_eval_mode
 from editlab.hooks.placement import stored_bias, stored_weight
+from editlab.hooks.points import Frame, Point
 from editlab.hooks.routing import decisions_of
 from editlab.hooks.session import Session
+from editlab.hooks.wishes import Wish
 
 TOLERANCE = 1e-3  # of the check that the last column's logits are the model's, relative to the largest of them
 
@@ -44,6 +47,7 @@ class Column:
         z: (B, L, H, e) head outputs. attention: (B, L, D) outputs of the output projections. resid: (B, L, D) what
             enters each block. out: (B, D) what leaves the last one. final: (B, D) what the unembedding reads.
         past: KV cache of the earlier columns, only for the decisions of side memories that hang on it.
+        mask: (B, T) of the batch. patches: those of other sessions that were in force.
     """
 
     model: nn.Module
@@ -54,6 +58,8 @@ class Column:
     out: Tensor
     final: Tensor
     past: DynamicCache | None
+    mask: Tensor
+    patches: tuple[Wish, ...] = ()
 
     def run(self, layer: int, rows: Tensor, attention: Callable[[int], Tensor], resid: Tensor | None = None) -> Tensor:
         """(R, D) what the unembedding reads, in the graph of what is given.
@@ -62,8 +68,13 @@ class Column:
             layer: the first block that runs. rows: (R,) which row of the batch each column is a copy of.
             attention: per layer from `layer` on the (R, D) output of its output projection.
             resid: (R, D) what enters `layer`; default what does in the batch.
+
+        Raises:
+            StaleState: other patches are in force than when the column was made.
         """
         put_in_eval_mode(self.model)
+        if set(patches_in_force(self.model)) != set(self.patches):
+            raise StaleState("This column was made while other patches were in force.", "Make the column again.")
         entry = self.resid[rows, layer] if resid is None else resid
         kwargs: dict[str, Any] = {"use_cache": False}
         if self.past is not None:
@@ -74,6 +85,7 @@ class Column:
         if self.adapter.takes_position_ids:
             kwargs["position_ids"] = ids + seen
         with (
+            passing(self.model, self._frame(rows, layer)),
             entering_at(self.model, self.adapter, layer, entry[:, None]),
             _given(self.model, self.adapter, layer, attention),
             until(self.model.get_submodule(self.adapter.unembed)) as kept,
@@ -93,7 +105,8 @@ class Column:
             norm = self.model.get_submodule(paths.attn_out)
             plain = self.attention[rows, layer]
             shift = norm(plain + shift) - norm(plain)
-        return self.model.get_submodule(self.adapter.final_norm)(self.out[rows] + shift)
+        with passing(self.model, self._frame(rows, self.adapter.n_layers)):
+            return self.model.get_submodule(self.adapter.final_norm)((self.out[rows] + shift)[:, None])[:, 0]
 
     def output_weight(self, layer: int) -> Tensor:
         """(D, H e) the output projection."""
@@ -103,6 +116,11 @@ class Column:
     def logits(self, final: Tensor, tokens: Tensor) -> Tensor:
         """See `token_logits`."""
         return token_logits(self.model, self.adapter, final, tokens)
+
+    def _frame(self, rows: Tensor, layer: int) -> Frame:
+        """What the columns of `rows` are in their batch, for the patches of sessions that are open."""
+        columns = self.mask.shape[1] - 1
+        return Frame(self.mask[rows], columns, 1, start=layer, frozen=frozenset(self.patches))
 
     def _blank(self, rows: Tensor) -> DynamicCache:
         """A cache of the right lengths without content: attention does not look at it, side memories do."""
@@ -128,26 +146,37 @@ def column(session: Session, batch: Batch) -> Column:
 
     Raises:
         AdapterError: the logits of the column are not the model's.
+        ConfigError: a patch is in force where it would hide what heads do, or that logits of single tokens pass by.
     """
+    patches = patches_in_force(session.model)
+    outputs = {Point(paths.o, "out") for paths in session.adapter.layers}
+    for wish in patches:
+        if wish.point in outputs or wish.site == "logits":
+            raise ConfigError(
+                f"Heads cannot be followed by path patching while a {wish} is in force: it acts after them.",
+                "Patch 'z', the residual stream or the MLP instead.",
+            )
     last = session.adapter.n_layers - 1
-    wishes = [session.capture(site, at=-1) for site in ("z", "attn_raw", "resid_pre", "final")]
+    wishes = [session.capture(site, at=-1) for site in ("z", "attn_raw", "final")]
     wishes.append(session.capture("resid_post", last, at=-1))
-    cone = session.cone(batch, 0, batch.width - 1)
     layers = range(session.adapter.n_layers)
+    cones = session.cones(batch, layers, batch.width - 1)
     kept = session.captured
-    stacked = {site: torch.stack([kept[site, n] for n in layers], 1) for site in ("z", "attn_raw", "resid_pre")}
-    for wish in wishes:
-        session.remove(wish)
-    past = cone.past if cone.past is not None and decisions_of(cone.past) else None
+    stacked = {site: torch.stack([kept[site, n] for n in layers], 1) for site in ("z", "attn_raw")}
+    for handle in wishes:
+        session.remove(handle)
+    past = cones[0].past
     found = Column(
         session.model,
         session.adapter,
         stacked["z"],
         stacked["attn_raw"],
-        stacked["resid_pre"],
+        torch.stack([cones[n].resid[:, -1] for n in layers], 1),
         kept["resid_post", last],
         kept["final"],
-        past,
+        past if past is not None and decisions_of(past) else None,
+        batch.mask,
+        tuple(patches),
     )
     _check(session, batch, found)
     return found

@@ -28,7 +28,9 @@ from transformers import DynamicCache
 from editlab.errors import ConfigError, StaleState
 from editlab.hooks.adapter import ModelAdapter
 from editlab.hooks.batch import Batch
+from editlab.hooks.points import Frame, select
 from editlab.hooks.routing import select_rows
+from editlab.hooks.wishes import Wish
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Cone:
         resid: (B, T - cut, D) residual stream entering `layer`.
         past: keys and values of columns before `cut`, None when there are none.
         stamps: version of the weights below `layer`, and of all weights, when this was made.
+        patches: those that were in force and that what is frozen rests on.
     """
 
     batch: Batch
@@ -50,16 +53,17 @@ class Cone:
     resid: Tensor
     past: DynamicCache | None
     stamps: tuple[int, int] = (0, 0)
+    patches: tuple[Wish, ...] = ()
 
     def rows(self, index: Tensor | Sequence[int]) -> Cone:
         """The cone of the rows at `index` (repeats allowed): one row per change to try."""
         index = torch.as_tensor(index, device=self.resid.device)
-        past = None
+        batch, past = self.batch.rows(index), None
         if self.past is not None:
             past = shallow(self.past)
             past.batch_select_indices(index)
             select_rows(past, index)
-        return replace(self, batch=self.batch.rows(index), resid=self.resid[index], past=past)
+        return replace(self, batch=batch, resid=self.resid[index], past=past)
 
     def entered(self, index: Tensor, resid: Tensor) -> Cone:
         """Rows at `index` with another stream (R, T - cut, D) entering, for runs that end with the first layer.
@@ -77,17 +81,37 @@ class Cone:
             raise ConfigError("This cone starts at the first column and has no earlier keys.")
         return shallow(self.past)
 
-    def check(self, stamp: Callable[[int | None], int]) -> None:
-        """Raise StaleState if weights that this state rests on have changed.
+    def check(self, stamp: Callable[[int | None], int], in_force: Sequence[Wish] = ()) -> None:
+        """Raise StaleState if weights or patches that this state rests on have changed.
 
-        Keys of earlier columns come from every layer; without them only layers below count.
+        Keys of earlier columns come from every layer; without them only layers below count. Patches from `layer` on
+        that came later act on the columns that run.
         """
         below, everything = self.stamps
+        what = ""
         if stamp(self.layer) != below or (self.past is not None and stamp(None) != everything):
-            raise StaleState(
-                f"The state cached at layer {self.layer} was made by weights that have changed since.",
-                "Make the cone again.",
-            )
+            what = "was made by weights that have changed since"
+        for wish in self.patches:
+            if wish not in in_force:
+                what = f"was made under a {wish} that is not in force any more"
+        for wish in in_force:
+            if lies_below(wish, self.layer) and wish not in self.patches:
+                what = f"was made without the {wish}, which changes what enters that layer"
+        if what:
+            raise StaleState(f"The state cached at layer {self.layer} {what}.", "Make the cone again.")
+
+
+def lies_below(wish: Wish, layer: int) -> bool:
+    """Whether a patch changes what enters `layer`."""
+    return wish.site == "embed" or (wish.layer is not None and wish.layer < layer)
+
+
+def reaches_frozen(wish: Wish, cut: int, frame: Frame) -> bool:
+    """Whether a patch may change keys or values of columns before `cut`; `frame` is that of the whole batch."""
+    if wish.layer is None and wish.site != "embed":
+        return False  # it comes after all keys and values
+    chosen = select(wish.at, frame)
+    return chosen is None or bool((chosen[1] < cut).any())
 
 
 def shallow(cache: DynamicCache) -> DynamicCache:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import index
 
 import torch
 from torch import Tensor
@@ -40,6 +41,22 @@ def read_heads(text: str) -> tuple[Head, ...]:
             raise ConfigError(f"'{part}' is no head.", "Write layer and head with a point, as in 23.4, 24.1.")
         found.append((int(match[1]), int(match[2])))
     return tuple(dict.fromkeys(found))
+
+
+def heads_of(given: str | Iterable[Head]) -> tuple[Head, ...]:
+    """Heads from text such as "23.4, 24.1" or from pairs of layer and head.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if isinstance(given, str):
+        return read_heads(given)
+    try:
+        return tuple((index(layer), index(head)) for layer, head in given)
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"{given!r:.60} names no heads.", 'Give pairs of layer and head, or text such as "23.4, 24.1".'
+        ) from None
 
 
 def check_heads(adapter: ModelAdapter, heads: Iterable[Head]) -> list[Head]:

@@ -6,7 +6,7 @@ new value of the site back into the raw tensor. A `Frame` says which rows and co
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -37,6 +37,7 @@ class Frame:
         offset: the column at which this forward's own tokens start.
         width: how many columns this forward computes.
         start: the first layer that runs; what lies below it is frozen.
+        frozen: patches that were in force when what lies outside this forward was computed, by identity.
         resid_pre: block inputs kept for `resid_mid`, by layer.
     """
 
@@ -45,6 +46,7 @@ class Frame:
     width: int
     is_decode: bool = False
     start: int = 0
+    frozen: Collection[Any] = ()
     resid_pre: dict[int, Tensor] = field(default_factory=dict)
 
     @property
@@ -174,7 +176,7 @@ def select(at: At, frame: Frame) -> tuple[Tensor, Tensor] | None:
     """
     if at is None:
         return None
-    mask, device = frame.mask, frame.mask.device
+    device = frame.mask.device
     if frame.is_decode:
         if isinstance(at, int) and at == -1:
             return torch.arange(frame.n_rows, device=device), torch.full(
@@ -184,6 +186,19 @@ def select(at: At, frame: Frame) -> tuple[Tensor, Tensor] | None:
             "While decoding there is one new token, and `at` names others.",
             "Use at=None or at=-1, or run the prompt alone.",
         )
+    rows, cols = _columns(at, frame)
+    cols = cols - frame.offset
+    if cols.numel() and (int(cols.min()) < 0 or int(cols.max()) >= frame.width):
+        raise ConfigError(
+            "A position lies outside what this forward computes.",
+            f"Columns {frame.offset} to {frame.offset + frame.width - 1} are inside.",
+        )
+    return rows, cols
+
+
+def _columns(at: int | slice | Tensor | list[int], frame: Frame) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the padded frame; see `select`."""
+    mask, device = frame.mask, frame.mask.device
     first, lengths = mask.argmax(-1), mask.sum(-1)
     rows = torch.arange(frame.n_rows, device=device)
     if isinstance(at, int):
@@ -202,7 +217,14 @@ def select(at: At, frame: Frame) -> tuple[Tensor, Tensor] | None:
             )
         cols = first[:, None] + torch.tensor(wanted, device=device)
     else:
-        at = torch.as_tensor(at, device=device)
+        try:
+            at = torch.as_tensor(at, device=device)
+        except (TypeError, ValueError, RuntimeError):
+            at = torch.tensor(float("nan"))
+        if at.is_floating_point() or at.is_complex():
+            raise ConfigError(
+                "Positions are whole numbers.", "Give an int, a slice, columns as integers, or a bool mask."
+            )
         if at.dim() == 0:
             raise ConfigError("A tensor of positions needs one entry per row.", "Use an int for all rows.")
         if at.dtype == torch.bool:
@@ -218,15 +240,22 @@ def select(at: At, frame: Frame) -> tuple[Tensor, Tensor] | None:
                     f"{at.shape[0]} positions were given for {len(rows)} rows.", "Give one entry per row, or an int."
                 )
             cols = at
-    if cols.dim() == 2:
-        rows = rows[:, None]
-    cols = cols - frame.offset
-    if cols.numel() and (int(cols.min()) < 0 or int(cols.max()) >= frame.width):
-        raise ConfigError(
-            "A position lies outside what this forward computes.",
-            f"Columns {frame.offset} to {frame.offset + frame.width - 1} are inside.",
-        )
-    return rows, cols
+    return (rows[:, None] if cols.dim() == 2 else rows), cols
+
+
+def lies_before(at: At, frame: Frame) -> bool:
+    """Whether all positions that `at` means are columns before those that the running forward computes."""
+    if at is None or frame.is_decode or not frame.offset:
+        return False
+    columns = _columns(at, frame)[1]
+    return bool((columns < frame.offset).all())
+
+
+def same_places(a: At, b: At) -> bool:
+    """Whether two captures are of the same positions, as far as can be told without a batch."""
+    if isinstance(a, Tensor | list) and isinstance(b, Tensor | list):
+        return torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+    return type(a) is type(b) and not isinstance(a, Tensor) and a == b
 
 
 def frame_of_call(args: Any, kwargs: Any) -> Frame:

@@ -65,6 +65,8 @@ def site(name: str) -> Site:
     Raises:
         UnknownName: there is none; the message lists them.
     """
+    if not isinstance(name, str):
+        raise UnknownName(f"{name!r:.60} is no name of a site.", "Give one name, such as 'resid_post'.")
     try:
         return SITES[name]
     except KeyError:

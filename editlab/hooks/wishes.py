@@ -6,7 +6,7 @@ nothing of modules or of hooks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from editlab.errors import ConfigError
-from editlab.hooks.points import At, Frame, Lens, Point, select
+from editlab.hooks.points import At, Frame, Lens, Point, lies_before, select
 from editlab.hooks.sites import site as lookup
 
 Key = tuple[str, int | None]
@@ -42,12 +42,25 @@ class Wish:
     during: Phase = "prefill"
     fired: int = 0
 
+    @property
+    def place(self) -> str:
+        """The site and layer, for messages."""
+        return f"'{self.site}'" + ("" if self.layer is None else f" in layer {self.layer}")
+
+    @property
+    def settings(self) -> tuple[object, ...]:
+        """What a capture depends on besides its place and positions."""
+        return self.before, self.grad, self.copy, self.device
+
+    def __str__(self) -> str:
+        return f"{self.kind} of {self.place}"
+
 
 class Captured(Mapping[Any, Tensor]):
     """Captured tensors by `[site, layer]`, or `[site]` for a site that exists once."""
 
-    def __init__(self) -> None:
-        self.tensors: dict[Key, Tensor] = {}
+    def __init__(self, tensors: Mapping[Key, Tensor] | None = None) -> None:
+        self.tensors: dict[Key, Tensor] = dict(tensors or {})
 
     def __getitem__(self, key: Any) -> Tensor:
         site, layer = key if isinstance(key, tuple) else (key, None)
@@ -80,20 +93,25 @@ class Output:
         return self.captured[key]
 
 
-def grant(wishes: list[Wish], x: Tensor, frame: Frame, into: Captured) -> Tensor:
-    """Serve `wishes` on the raw tensor `x` of one point; the tensor that the model goes on with.
+def grant(groups: Sequence[tuple[list[Wish], Captured]], x: Tensor, frame: Frame) -> Tensor:
+    """Serve the wishes of one point on the raw tensor `x`; the tensor that the model goes on with.
 
-    Captures of unpatched values come first, then patches in the order they were asked for, then other captures.
+    Args:
+        groups: by session, the outermost first, its wishes here and where its captures go. Group by group, captures
+            of values before the group's patches come first, then its patches in the order they were asked for;
+            after the last patch of all, the other captures.
     """
-    for wish in wishes:
-        if wish.kind == "capture" and wish.before:
-            x = _keep(wish, x, frame, into)
-    for wish in wishes:
-        if wish.kind == "patch":
-            x = _apply(wish, x, frame)
-    for wish in wishes:
-        if wish.kind == "capture" and not wish.before:
-            x = _keep(wish, x, frame, into)
+    for wishes, into in groups:
+        for wish in wishes:
+            if wish.kind == "capture" and wish.before:
+                x = _keep(wish, x, frame, into)
+        for wish in wishes:
+            if wish.kind == "patch":
+                x = _apply(wish, x, frame)
+    for wishes, into in groups:
+        for wish in wishes:
+            if wish.kind == "capture" and not wish.before:
+                x = _keep(wish, x, frame, into)
     return x
 
 
@@ -128,6 +146,8 @@ def _apply(wish: Wish, x: Tensor, frame: Frame) -> Tensor:
     if wish.during != "all" and frame.is_decode != (wish.during == "decode"):
         return x
     wish.fired += 1
+    if wish in frame.frozen and lies_before(wish.at, frame):
+        return x  # it has done its work in what this forward starts from
     value = wish.lens.read(x, frame) if wish.lens else x
     chosen = _chosen(wish, frame, value.device)
     part = value if chosen is None else value[chosen]
@@ -163,12 +183,39 @@ def runs(wish: Wish, frame: Frame) -> bool:
 
 
 def _evaluate(wish: Wish, part: Tensor, given: Value | None) -> Tensor:
-    new = given(part) if callable(given) else torch.as_tensor(given)
+    new = given(part) if callable(given) else given
     if new is part:
         return part
+    if not _is_value(new):
+        raise ConfigError(
+            f"The function given for the {wish} returned {new!r:.60}.",
+            "It has to return what the model goes on with: a tensor or a number.",
+        )
+    new = torch.as_tensor(new)
     try:
         return new.to(device=part.device, dtype=part.dtype).expand_as(part)
     except RuntimeError:
         raise ConfigError(
             f"The patch for '{wish.site}' has shape {tuple(new.shape)}, the place has {tuple(part.shape)}."
         ) from None
+
+
+def check_value(site: str, value: Any) -> None:
+    """Refuse what cannot take the place of a tensor.
+
+    Raises:
+        ConfigError: it is neither a function nor a tensor or number.
+    """
+    if not callable(value) and not _is_value(value):
+        raise ConfigError(
+            f"A patch for '{site}' cannot be {value!r:.60}.",
+            "Give a tensor, a number, or a function from the part to its replacement.",
+        )
+
+
+def _is_value(value: Any) -> bool:
+    try:
+        torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    return True

@@ -113,7 +113,7 @@ def trace(
     together = [[i] for i in range(first, len(ids))] if is_joined else groups(first, len(ids), config.samples)
     with lm.session() as s, torch.no_grad():
         s.patch("embed", None, lambda part: _with_noise(part, noise, first))
-        frozen = s.cones_at(batch, sorted(set(starts)), [group[0] for group in together])
+        frozen = s.cones_at(batch, sorted(set(starts)), [group[0] for group in together], of_patched=True)
     p_corrupt = _answer(lm, frozen[max(starts), first], token, [])
     gap = p_clean - float(p_corrupt.mean())
     if gap < config.min_gap:
