@@ -10,9 +10,10 @@ import pandas as pd
 
 from editlab.data.formats import read_fact
 from editlab.errors import RequestError
-from editlab.facts import Fact
+from editlab.facts import Fact, Question
 
 SEPARATOR = "|"  # between the prompts of one cell
+ANSWER = "=>"  # between a neighbour's prompt and the answer that it has of its own
 SINGLE = ("subject", "prompt", "target_new", "target_true")
 SEVERAL = ("paraphrases", "neighbours")
 COLUMNS = (*SINGLE, *SEVERAL)
@@ -53,7 +54,18 @@ def row_of(cells: Mapping[Any, Any]) -> dict[str, Any]:
         parts = [part.strip() for part in texts.get(name, "").split(SEPARATOR)]
         if any(parts):
             row[name] = [part for part in parts if part]
-    return row
+    return row | ({"neighbours": [neighbour_of(n) for n in row["neighbours"]]} if "neighbours" in row else {})
+
+
+def neighbour_of(text: str) -> dict[str, Any]:
+    """A neighbour as it is typed: a prompt, and after an arrow its own answer, if that is given."""
+    prompt, _, answer = text.partition(ANSWER)
+    return {"prompt": prompt.strip(), "answers": [answer.strip()] if answer.strip() else []}
+
+
+def text_of(neighbour: Question) -> str:
+    """A neighbour as it would be typed; of several answers the usual one."""
+    return " ".join([neighbour.prompt, *(f"{ANSWER} {answer}" for answer in neighbour.answers[:1])])
 
 
 def table_of(facts: Sequence[Fact]) -> pd.DataFrame:
@@ -61,7 +73,8 @@ def table_of(facts: Sequence[Fact]) -> pd.DataFrame:
     rows = [
         {
             **{name: getattr(fact, name) or "" for name in SINGLE},
-            **{name: f" {SEPARATOR} ".join(getattr(fact, name)) for name in SEVERAL},
+            "paraphrases": f" {SEPARATOR} ".join(fact.paraphrases),
+            "neighbours": f" {SEPARATOR} ".join(text_of(q) for q in fact.neighbours),
         }
         for fact in facts
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from editlab.evaluation.answers import begins
-from editlab.facts import Fact
+from editlab.facts import Fact, Question
 
 if TYPE_CHECKING:
     from editlab.lm import LM
@@ -18,9 +18,9 @@ EXAMPLES = (
         target_true="Paris",
         paraphrases=("If you want to see the Eiffel Tower, travel to the city of",),
         neighbours=(
-            "The Louvre is located in the city of",
-            "The Colosseum is located in the city of",
-            "Big Ben is located in the city of",
+            Question(prompt="The Louvre is located in the city of", answers=("Paris",)),
+            Question(prompt="The Colosseum is located in the city of", answers=("Rome",)),
+            Question(prompt="Big Ben is located in the city of", answers=("London",)),
         ),
     ),
     Fact(
@@ -29,7 +29,11 @@ EXAMPLES = (
         target_new="Rome",
         target_true="Paris",
         paraphrases=("The capital city of France is",),
-        neighbours=("The capital of Italy is", "The capital of Germany is", "The capital of Japan is"),
+        neighbours=(
+            Question(prompt="The capital of Italy is", answers=("Rome",)),
+            Question(prompt="The capital of Germany is", answers=("Berlin",)),
+            Question(prompt="The capital of Japan is", answers=("Tokyo",)),
+        ),
     ),
 )
 

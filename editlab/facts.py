@@ -7,16 +7,22 @@ in a text do no harm. Files of facts are read by `editlab.data.formats`.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     StrictStr,
+    TypeAdapter,
+    ValidationError,
+    field_serializer,
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticKnownError
 
 from editlab.errors import short
 
@@ -65,6 +71,22 @@ class Question(BaseModel):
     name: Text = ""
 
 
+def _as_question(value: Any) -> Any:
+    """A text as the question that it asks; its flaws are those of a text."""
+    if isinstance(value, str):
+        try:
+            return Question(prompt=value)
+        except ValidationError as error:
+            raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+    if not isinstance(value, dict | Question):
+        raise PydanticKnownError("string_type")
+    return value
+
+
+Neighbour = Annotated[Question, BeforeValidator(_as_question)]
+_NEIGHBOURS = TypeAdapter(tuple[Neighbour, ...])
+
+
 class Fact(BaseModel):
     """One fact to write into a model.
 
@@ -73,7 +95,8 @@ class Fact(BaseModel):
         target_new: the answer the edited model shall give.
         target_true: the answer that the unedited model is expected to give.
         paraphrases: other ways to ask for the same fact, complete prompts.
-        neighbours: prompts about other subjects with the same true answer (`target_true`), which must not change.
+        neighbours: the same asked of other subjects, whose answers must not change. Each has an answer of its own; for
+            one without, which may be written as a plain text, it is what the unedited model says.
         locality: other questions whose answers must not change, with answers of their own.
         portability: questions whose answers follow from the new fact.
         attributes: prompts about other subjects whose true answer is `target_new`.
@@ -89,7 +112,7 @@ class Fact(BaseModel):
     target_new: Text
     target_true: Text | None = None
     paraphrases: tuple[Prompt, ...] = ()
-    neighbours: tuple[Prompt, ...] = ()
+    neighbours: tuple[Neighbour, ...] = ()
     locality: tuple[Question, ...] = ()
     portability: tuple[Question, ...] = ()
     attributes: tuple[Prompt, ...] = ()
@@ -131,6 +154,19 @@ class Fact(BaseModel):
             raise ValueError(f"needs exactly one {{}} for the subject, has {value.count('{}')}: '{short(value)}'")
         # The answer brings its own leading space.
         return value.rstrip(" ")
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with other values, which are not checked; neighbours may be plain texts here too."""
+        if update and "neighbours" in update:
+            update = {**update, "neighbours": _NEIGHBOURS.validate_python(update["neighbours"])}
+        return super().model_copy(update=update, deep=deep)
+
+    @field_serializer("neighbours")
+    def _written(self, neighbours: tuple[Question, ...]) -> list[str | dict[str, Any]]:
+        """A neighbour that is only a prompt is written as that."""
+        return [
+            q.model_dump(mode="json", exclude_defaults=True) if q.answers or q.name else q.prompt for q in neighbours
+        ]
 
     @property
     def before(self) -> str:

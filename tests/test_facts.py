@@ -58,3 +58,16 @@ def test_facts_and_questions_do_not_change() -> None:
         made().subject = "d"  # type: ignore[misc]
     with pytest.raises(ValueError, match="frozen"):
         Question(prompt="a").prompt = "b"  # type: ignore[misc]
+
+
+def test_a_neighbour_is_a_text_or_a_question_with_answers_of_its_own_and_is_written_as_it_was_given() -> None:
+    berlin = {"prompt": "The capital of Germany is", "answers": ["Berlin"]}
+    fact = made(neighbours=["The capital of Spain is", berlin, Question(prompt="The capital of Peru is")])
+    assert [q.prompt for q in fact.neighbours] == [f"The capital of {c} is" for c in ("Spain", "Germany", "Peru")]
+    assert [q.answers for q in fact.neighbours] == [(), ("Berlin",), ()]
+    written = fact.model_dump(mode="json", exclude_defaults=True)["neighbours"]
+    assert written == ["The capital of Spain is", berlin, "The capital of Peru is"]
+    assert Fact.model_validate_json(fact.model_dump_json()) == fact
+    assert made().model_copy(update={"neighbours": ["The capital of Spain is"]}).neighbours == fact.neighbours[:1]
+    with pytest.raises(ValidationError, match="valid string"):
+        made(neighbours=[3])

@@ -14,7 +14,7 @@ from editlab.viz.edits import edit_probabilities
 from editlab.viz.files import page_html
 from editlab.viz.routing import routing_points
 
-from .. import commands, downloads, errors, links, panel, plugins, session, work
+from .. import cells, commands, downloads, errors, links, panel, plugins, session, work
 from . import method as methods
 
 SLOT = "edit.preview"
@@ -81,10 +81,11 @@ def _form(lab: session.Lab, method: str) -> tuple[dict[str, Any], str, dict[str,
             )
             neighbours = columns[1].text_area(
                 "Neighbours, one a line",
-                "\n".join(example.neighbours) if own else "",
+                "\n".join(cells.text_of(q) for q in example.neighbours) if own else "",
                 key="ed_neighbours",
                 persist_state="session",
-                help="Prompts that must keep their answers. Empty: suggested, and marked so.",
+                help=f"Prompts that must keep their answers. Each may state its own after {cells.ANSWER}; else it is "
+                "what the model says before the edit. Empty: suggested, and marked so.",
             )
         wanted = st.form_submit_button("Preview edit", type="primary", disabled=lab.job is not None)
     links.check("ed_layers", "layers", layers, f"0 to {lab.lm.adapter.n_layers - 1}")
@@ -94,7 +95,7 @@ def _form(lab: session.Lab, method: str) -> tuple[dict[str, Any], str, dict[str,
         "target_new": target,
         "target_true": true or None,
         "paraphrases": _lines(paraphrases),
-        "neighbours": _lines(neighbours),
+        "neighbours": [cells.neighbour_of(line) for line in _lines(neighbours)],
     }
     return row, layers, changed, wanted
 

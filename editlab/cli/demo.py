@@ -21,7 +21,7 @@ def demo(out: Output, checkpoint: Checkpoint) -> None:
     from editlab.data.suggest import WELL_KNOWN
     from editlab.evaluation.answers import begins
     from editlab.evaluation.scorer import continuations
-    from editlab.facts import Fact
+    from editlab.facts import Fact, Question
     from editlab.runs import edit_and_measure, run_folder, write_run
 
     seconds: dict[str, float] = {}
@@ -50,7 +50,7 @@ def demo(out: Output, checkpoint: Checkpoint) -> None:
             f"Everyone knows that the capital of {country} is",
             f"The city that is the capital of {country} is",
         ),
-        neighbours=tuple(template.replace("{}", c) for c in others[:4]),
+        neighbours=tuple(Question(prompt=template.replace("{}", c), answers=(known[c],)) for c in others[:4]),
     )
     began = time.perf_counter()
     _prepare(lm, out)

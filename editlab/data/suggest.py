@@ -7,7 +7,7 @@ same question about another country where the subject is one, else a few questio
 from __future__ import annotations
 
 from editlab.data.factbook import capitals
-from editlab.facts import Fact
+from editlab.facts import Fact, Question
 
 _LEADS = ("It is well known that {}", "Here is what the book says: {}")
 WELL_KNOWN = ("France", "Italy", "Japan", "Germany", "Spain", "Russia", "Egypt", "Greece", "Cuba", "Peru")
@@ -31,5 +31,5 @@ def with_suggestions(fact: Fact) -> tuple[Fact, bool, bool]:
             prompts = tuple(fact.prompt.replace("{}", c) for c in others)
         else:
             prompts = _ELSEWHERE
-        fact = fact.model_copy(update={"neighbours": prompts})
+        fact = fact.model_copy(update={"neighbours": tuple(Question(prompt=p) for p in prompts)})
     return fact, no_paraphrases, no_neighbours

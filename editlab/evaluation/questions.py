@@ -71,7 +71,7 @@ def _of(i: int, fact: Fact) -> Iterator[Asked]:
     yield Asked(i, "rewrite", fact.text, targets)
     of_kind: tuple[tuple[Kind, tuple[str, ...]], ...] = (
         ("paraphrase", fact.paraphrases),
-        ("neighbour", fact.neighbours),
+        ("neighbour", tuple(q.prompt for q in fact.neighbours)),
         ("attribute", fact.attributes),
         ("negated", negated(fact)),
         ("unrelated", tuple(form.replace("{}", fact.subject) for form in _UNRELATED)),

@@ -65,7 +65,7 @@ def main() -> None:
     prompts = {
         "edits": [f.text for f in chosen],
         "paraphrases": [text for f in chosen for text in f.paraphrases],
-        "neighbours": [text for f in chosen for text in f.neighbours],
+        "neighbours": [q.prompt for f in chosen for q in f.neighbours],
         "other facts": [f.text for f in others],
         **{name: [q.prompt for q in asked[:ASKED]] for name, asked in far.items()},
     }

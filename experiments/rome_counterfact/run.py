@@ -33,6 +33,7 @@ from editlab.data.factbook import capitals
 from editlab.data.formats import load_facts
 from editlab.evaluation.answers import begins
 from editlab.evaluation.scorer import force, score_facts
+from editlab.facts import Question
 
 FORMS = {"bare": False, "sink": True}
 
@@ -68,7 +69,7 @@ def first_token_facts(lm: LM) -> list[Fact]:
                 target_new=donor,
                 target_true=city,
                 paraphrases=(f"{country} is a nation with a capital called",),
-                neighbours=tuple(f"{other} is a country whose capital is" for other in others),
+                neighbours=tuple(Question(prompt=f"{other} is a country whose capital is") for other in others),
             )
         )
     return facts

@@ -13,6 +13,7 @@ from editlab.data.relations import Relation, RelationRow, fill, place, relation,
 from editlab.data.relations.rules import REASONS
 from editlab.errors import ConfigError, UnknownName
 from editlab.evaluation.recall import all_asked
+from editlab.facts import Question
 
 NAMES = ("capital", "language", "currency", "continent", "nationality", "internet_code", "highest_point")
 every_relation = pytest.mark.parametrize("name", NAMES)
@@ -166,8 +167,8 @@ def test_neighbours_share_the_true_answer() -> None:
     facts = {fact.subject: fact for fact in found.facts(neighbours=3)}
     assert len(facts["France"].neighbours) == 3
     for fact in facts.values():
-        assert fact.text not in fact.neighbours
-        assert all(answers[prompt] == fact.target_true for prompt in fact.neighbours)
+        assert fact.text not in [q.prompt for q in fact.neighbours]
+        assert all((answers[q.prompt],) == q.answers == (fact.target_true,) for q in fact.neighbours)
     assert facts["Japan"].neighbours == ()
     assert all(fact.neighbours == () for fact in relation("internet_code").facts())
 
@@ -207,7 +208,7 @@ def test_a_relation_of_ones_own() -> None:
     )
     snow, milk, coal = own.facts()
     assert (snow.target_new, milk.target_new, coal.target_new) == ("black", "black", "white")
-    assert snow.neighbours == ("The colour of milk is",)
+    assert snow.neighbours == (Question(prompt="The colour of milk is", answers=("white",)),)
     assert coal.neighbours == ()
     assert hash(own)
 

@@ -56,7 +56,7 @@ def counterfact(model: Any, tokenizer: Any, fact: Any) -> dict[str, float]:
     groups = {
         "efficacy": ([fact.text], fact.target_new, fact.target_true),
         "paraphrase": (fact.paraphrases, fact.target_new, fact.target_true),
-        "neighbourhood": (fact.neighbours, fact.target_true, fact.target_new),
+        "neighbourhood": ([q.prompt for q in fact.neighbours], fact.target_true, fact.target_new),
     }
     out = {}
     for name, (prompts, winner, loser) in groups.items():

@@ -42,7 +42,12 @@ def _convert(row: Row, note: Note) -> Fact:
         "generation_prompts": row.get("generation_prompts", []),
         "relation": rewrite.get("relation_id") or "",
     }
-    return fact(values, row, _NAMES, note)
+    made = fact(values, row, _NAMES, note)
+    if made.target_true is None:
+        return made
+    # The authors chose subjects with the same true object, and score these prompts by it.
+    shared = tuple(q.model_copy(update={"answers": (made.target_true,)}) for q in made.neighbours)
+    return made.model_copy(update={"neighbours": shared})
 
 
 def _text(target: Any) -> Any:

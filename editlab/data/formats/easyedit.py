@@ -60,10 +60,12 @@ def _locality(row: Row, prompts: str, given: str, note: Note) -> list[Question]:
     return asked(row.get(prompts), row.get(given), NEIGHBORHOOD, (prompts, given), note)
 
 
-def _split(questions: list[Question], true: Any) -> tuple[list[str], list[Question]]:
-    """Neighbours are asked for the true answer of the fact itself, as CounterFact's are; the rest has its own."""
+def _split(questions: list[Question], true: Any) -> tuple[list[Question], list[Question]]:
+    """Neighbours have the true answer of the fact itself, as CounterFact's do; the rest has another."""
     shared = [isinstance(true, str) and q.answers[:1] == (true,) for q in questions]
-    neighbours = [q.prompt for q, is_shared in zip(questions, shared, strict=True) if is_shared]
+    neighbours = [
+        q.model_copy(update={"name": ""}) for q, is_shared in zip(questions, shared, strict=True) if is_shared
+    ]
     return neighbours, [q for q, is_shared in zip(questions, shared, strict=True) if not is_shared]
 
 

@@ -19,7 +19,7 @@ import yaml
 
 from editlab.data.relations.rules import rows_of
 from editlab.errors import ConfigError, UnknownName, did_you_mean
-from editlab.facts import Fact
+from editlab.facts import Fact, Question
 
 # Names that English writes with "the"; the others stand alone.
 _WITH_ARTICLE = re.compile(
@@ -129,7 +129,10 @@ class Relation:
                     target_new=rng.choice([a for a in answers if _first_word(a) not in taken]),
                     target_true=row.answer,
                     paraphrases=tuple(fill(text, row.subject) for text in others),
-                    neighbours=tuple(fill(stem, s) for s in rng.sample(same, min(neighbours, len(same)))),
+                    neighbours=tuple(
+                        Question(prompt=fill(stem, s), answers=(row.answer,))
+                        for s in rng.sample(same, min(neighbours, len(same)))
+                    ),
                     relation=self.name,
                 )
             )

@@ -69,7 +69,7 @@ def read_facts(lm: LM, facts: Sequence[Fact], others: Sequence[Sequence[str]]) -
     for fact, rest in zip(facts, others, strict=True):
         pairs += [(fact.text, answer) for answer in (fact.target_new, *rest)]
         pairs += [(text, fact.target_new) for text in fact.paraphrases[:PARAPHRASES]]
-        pairs += [(text, fact.target_true) for text in fact.neighbours[:NEIGHBOURS] if fact.target_true]
+        pairs += [(q.prompt, fact.target_true) for q in fact.neighbours[:NEIGHBOURS] if fact.target_true]
     scores = iter(force(lm, pairs))
     found = []
     for fact, rest in zip(facts, others, strict=True):

@@ -57,20 +57,20 @@ def test_counterfact_keeps_all_its_prompts() -> None:
     fact = read_fact(MAKERS["counterfact"](0))
     assert (fact.id, fact.relation, fact.target_new, fact.target_true) == ("0", "P1", "Dorn", "Elst")
     assert fact.paraphrases == ("Bells ring. Ships come to Arvenport 0 in",)
-    assert fact.neighbours == ("The harbour of Belmere lies in",)
+    assert fact.neighbours == (Question(prompt="The harbour of Belmere lies in", answers=("Elst",)),)
     assert fact.attributes == ("The harbour of Quay Dorn lies in",)
     assert fact.generation_prompts == ("Arvenport 0 is known for",)
 
 
 def test_easyedit_knows_neighbours_by_their_answer() -> None:
-    assert read_fact(EASYEDIT).neighbours == ("The harbour of Belmere lies in",)
+    assert read_fact(EASYEDIT).neighbours == (Question(prompt="The harbour of Belmere lies in", answers=("Elst",)),)
     other = read_fact(EASYEDIT | {"locality_ground_truth": "Vask"})
     assert other.neighbours == ()
     assert other.locality == (
         Question(prompt="The harbour of Belmere lies in", answers=("Vask",), name="neighborhood"),
     )
     both = read_fact(EASYEDIT | {"locality_prompt": ["a", "b"], "locality_ground_truth": ["Elst", ["Vask", "V."]]})
-    assert both.neighbours == ("a",)
+    assert both.neighbours == (Question(prompt="a", answers=("Elst",)),)
     assert both.locality[0].answers == ("Vask", "V.")
 
 
