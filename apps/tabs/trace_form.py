@@ -7,8 +7,9 @@ from typing import Any
 import streamlit as st
 
 from editlab.probes.trace import Config
+from editlab.probes.trace_peaks import Suggestion
 
-from .. import links, session
+from .. import errors, links, session
 
 KINDS = {"residual": "residual stream", "mlp": "MLP output", "attention": "attention output"}
 
@@ -58,3 +59,11 @@ def chosen(lab: session.Lab, kind: str, values: dict[str, Any]) -> dict[str, Any
     links.check("loc_seed", "seed", values["seed"], "0 or more")
     default = Config()
     return {k: v for k, v in {"kind": kind, **values}.items() if v != getattr(default, k)}
+
+
+def suggestion(found: Suggestion, key: str, link: dict[str, str]) -> None:
+    """Layers worth trying and what says so; with a way to Edit where there are any."""
+    with st.container(border=True, horizontal=True, vertical_alignment="center"):
+        st.write(errors.plain(found.text))
+        if found.layer is not None and st.button(f"Use layer {found.layer} in Edit", key=key):
+            links.go("views/edit.py", {"ed_tab": "Single", "ed_layers": str(found.layer)} | link)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from editlab.data.relations import relation
-from editlab.probes.trace_results import TraceAverage, in_words
+from editlab.probes.trace_results import TraceAverage
 from editlab.viz.files import page_html
 from editlab.viz.locate import trace_lines
 
@@ -62,16 +62,18 @@ def _result(ran: work.Ran) -> None:
     legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
     figure.update_layout(title=None, margin={"t": 48, "r": 48}, height=420, legend=legend, modebar={"orientation": "v"})
     if st.toggle("Show as table", key="loc_many_table"):
-        st.dataframe(found.to_pandas().dropna(), hide_index=True, alt="Effect by layer and role of the token")
+        st.dataframe(
+            found.to_pandas().dropna(subset=["effect", "low"]),
+            hide_index=True,
+            alt="Effect by layer and role of the token",
+        )
     else:
         panel.chart(figure, "loc_many_chart", found.headline, ran.folder.name)
-    st.caption(errors.plain(found.headline) + " Bands: 95 % bootstrap intervals over facts.")
-    layers = found.suggest_layers()
-    with st.container(border=True, horizontal=True, vertical_alignment="center"):
-        st.write(errors.plain(in_words(layers)))
-        middle = layers[len(layers) // 2]
-        if st.button(f"Use layer {middle} in Edit", key="loc_many_use"):
-            links.go("views/edit.py", {"ed_tab": "Single", "ed_layers": str(middle)})
+    st.caption(
+        errors.plain(found.headline)
+        + " Bands: 95 % bootstrap intervals over facts. Hollow points are no more than noise."
+    )
+    trace_form.suggestion(found.suggestion, "loc_many_use", {})
     if found.left_out:
         with st.expander(f"Facts that were left out: {len(found.left_out)}"):
             rows = [{"fact": fact, "reason": reason} for fact, reason in found.left_out]

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from editlab.probes.trace_results import Trace, in_words
+from editlab.probes.trace_results import Trace
 from editlab.viz.files import page_html
 from editlab.viz.locate import trace_heatmap, with_points
 
@@ -75,13 +75,14 @@ def _result(ran: work.Ran) -> None:
     columns[0].metric("Answer's first token", repr(found.answer))
     columns[1].metric("P clean", f"{found.p_clean:.1%}")
     columns[2].metric("P corrupted", f"{found.p_corrupt.mean():.1%}", f"{-found.gap:.1%}", delta_color="off")
-    at_subject = found.effect[:, found.subject[1] - 1]
+    peak = found.subject_peak
     columns[3].metric(
         "Subject's peak",
-        f"layer {at_subject.argmax()}",
-        f"{at_subject.max():+.1%}",
+        f"layer {peak.layer}, {peak.place.removeprefix('token ')}" if peak.is_above_noise else "none above noise",
+        f"{peak.effect:+.1%}",
         delta_color="off",
-        help="Where the subject's last token restores most. The prompt's last token always does in the end.",
+        help="Which state of the subject's tokens restores most, if that is more than the noise samples differ by. The "
+        "prompt's last token always restores the answer in the end.",
     )
     figure = with_points(trace_heatmap(found))
     # Half of the height of a map of many tokens is better than scrolling.
@@ -110,14 +111,8 @@ def _result(ran: work.Ran) -> None:
 
 
 def _suggestion(ran: work.Ran, found: Trace) -> None:
-    layers = found.suggest_layers()
-    with st.container(border=True, horizontal=True, vertical_alignment="center"):
-        st.write(errors.plain(in_words(layers)))
-        middle = layers[len(layers) // 2]
-        if st.button(f"Use layer {middle} in Edit", key="loc_use"):
-            link = {"ed_tab": "Single", "ed_layers": str(middle)}
-            link |= {"ed_prompt": found.prompt, "ed_subject": ran.asked["subject"]}
-            links.go("views/edit.py", link)
+    link = {"ed_prompt": found.prompt, "ed_subject": ran.asked["subject"]}
+    trace_form.suggestion(found.suggestion, "loc_use", link)
 
 
 def take_clicked(state: MutableMapping[Any, Any], name: str, n_layers: int) -> None:
@@ -145,7 +140,12 @@ def _cell(found: Trace, name: str) -> None:
         columns[2].metric(
             "P restored, mean over samples", f"{values.mean():.1%}", f"{values.mean() - found.p_corrupt.mean():+.1%}"
         )
-        st.caption(f"{len(values)} noise samples; nine tenths of them between {low:.1%} and {high:.1%}.")
+        st.caption(
+            f"{len(values)} noise samples; nine tenths of them between {low:.1%} and {high:.1%}. Effects up to "
+            f"{found.noise[layer, token]:.1%} are noise here."
+            if len(values) > 1
+            else "One noise sample: no effect can be told from noise."
+        )
         table = pd.DataFrame({"corrupted": found.p_corrupt, "restored": values})
         st.bar_chart(table, stack=False, x_label="noise sample", y_label="P(answer)", height=220)
 
@@ -159,7 +159,9 @@ def _as_json(found: Trace) -> dict[str, Any]:
         "p_clean": found.p_clean,
         "p_corrupt": found.p_corrupt.tolist(),
         "effect": found.effect.tolist(),
-        "suggested_layers": found.suggest_layers(),
+        "noise": found.noise.tolist(),
+        "suggested_layers": found.suggestion.layers,
+        "suggestion": found.suggestion.text,
         "config": found.config.model_dump(mode="json"),
         "model": found.model,
     }

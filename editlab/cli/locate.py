@@ -52,7 +52,6 @@ def locate(
     """Which layers and tokens carry a fact: restore clean states in a corrupted run, one at a time."""
     from editlab.config import build, load_yaml, parse_overrides
     from editlab.probes.trace import Config, trace_many
-    from editlab.probes.trace_results import in_words
 
     given = load_yaml(config_file) if config_file else {}
     of_file = {name: given.pop(name) for name in ASKED if name in given}
@@ -85,9 +84,12 @@ def locate(
         found = one
     else:
         found = trace_many(lm, facts, config, out.on_step)
-        rows = found.to_pandas().dropna().nlargest(8, "effect")
-        cells = [[r.layer, r.role, f"{r.effect:.1%}", f"{r.low:.1%} to {r.high:.1%}", r.n] for r in rows.itertuples()]
-        out.show(text_table(["layer", "token", "effect", "95 %", "n"], cells))
+        rows = found.to_pandas().dropna(subset=["effect", "low"]).nlargest(8, "effect")
+        cells = [
+            [r.layer, r.role, f"{r.effect:.1%}", f"{r.low:.1%} to {r.high:.1%}", f"{r.noise:.1%}", r.n]
+            for r in rows.itertuples()
+        ]
+        out.show(text_table(["layer", "token", "effect", "95 %", "noise up to", "n"], cells))
     edits = None if checkpoint.edits is None else str(checkpoint.edits)
     asked |= {"file": str(file) if file else None, "limit": limit, "edits": edits}
     from editlab.runs import run_folder, write_trace
@@ -97,11 +99,12 @@ def locate(
         {
             "run": str(folder),
             "headline": found.headline,
-            "suggested_layers": list(found.suggest_layers()),
+            "suggested_layers": list(found.suggestion.layers),
+            "suggestion": found.suggestion.text,
             "left_out": [{"fact": f, "reason": r} for f, r in getattr(found, "left_out", ())],
             "effects": records(found.to_pandas()),
         },
-        f"{found.headline}\n{in_words(found.suggest_layers())}\nRun: {folder}",
+        f"{found.headline}\n{found.suggestion.text}\nRun: {folder}",
     )
 
 
@@ -110,7 +113,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _map(found: Trace) -> Table:
-    """Tokens down, layers across, darker where more is restored."""
+    """Tokens down, layers across, darker where more is restored; a token's peak in brackets is no more than noise."""
     from rich.table import Table
     from rich.text import Text
 
@@ -123,7 +126,9 @@ def _map(found: Trace) -> Table:
     for i, text in enumerate(found.tokens):
         mark = " *" if found.subject[0] <= i < found.subject[1] else ""
         cells = [SHADES[max(0, min(4, round(4 * e / top)))] * 2 for e in effect[:, i]]
-        shown.add_row(
-            Text(repr(text) + mark), Text("".join(cells)), Text(f"{effect[:, i].max():+.1%} at {effect[:, i].argmax()}")
-        )
+        layer = int(effect[:, i].argmax())
+        peak = f"{effect[layer, i]:+.1%} at {layer}"
+        if not effect[layer, i] > found.noise[layer, i]:
+            peak = f"({peak})"
+        shown.add_row(Text(repr(text) + mark), Text("".join(cells)), Text(peak))
     return shown

@@ -184,6 +184,7 @@ def trace_many(lm: LM, facts: Sequence[Fact], config: Config | None = None, on_s
         left_out=tuple(left_out),
         config=config,
         model=lm.name,
+        errors=np.stack([t.errors_by_role() for t in traces]),
     )
 
 

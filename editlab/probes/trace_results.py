@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from editlab.probes.trace_peaks import Peak, Suggestion, noise_bound, suggest
 from editlab.state.saved import Saved
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 ROLES = (
     "first subject token", "middle subject tokens", "last subject token", "next token", "further tokens", "last token",
 )  # fmt: skip
+OF_SUBJECT = (0, 1, 2)  # of ROLES
 
 
 @dataclass(frozen=True)
@@ -55,20 +57,42 @@ class Trace(Saved):
         """(L, T) indirect effects: mean probability restored, less P*."""
         return self.restored.mean(-1) - self.p_corrupt.mean()
 
+    @cached_property
+    def noise(self) -> np.ndarray:
+        """(L, T) what an effect has to exceed to be more than noise (`trace_peaks`); NaN with one sample."""
+        return noise_bound(_standard_error(self.restored, self.p_corrupt), self._samples - 1, self._searched)
+
+    @property
+    def _samples(self) -> int:
+        return len(self.p_corrupt)
+
+    @property
+    def _searched(self) -> int:
+        """Cells among which the subject's peak is the largest."""
+        return len(self.restored) * (self.subject[1] - self.subject[0])
+
     @property
     def peak(self) -> tuple[int, int]:
-        """Layer and token of the largest effect."""
+        """Layer and token of the largest effect; at the last token in general, which the answer is read from."""
         layer, token = np.unravel_index(int(self.effect.argmax()), self.effect.shape)
         return int(layer), int(token)
 
     @property
+    def subject_peak(self) -> Peak:
+        """The largest effect at any of the subject's tokens; `is_above_noise` says whether it is one."""
+        return self.suggestion.peak
+
+    @property
     def headline(self) -> str:
         """One sentence with the numbers that matter."""
-        layer, token = self.peak
+        p = self.subject_peak
+        said = f"the {self.config.kind} at layer {p.layer}, {p.place} restores most ({p.effect:+.1%})"
+        if not p.is_above_noise:
+            known = "of unknown noise: one sample" if np.isnan(p.noise) else f"noise reaches {p.noise:.1%}"
+            said = f"none restores more than noise (largest {p.effect:+.1%} at layer {p.layer}, {p.place}; {known})"
         return (
-            f"'{self.answer.strip()}': P {self.p_clean:.1%} clean, {self.p_corrupt.mean():.1%} corrupted; the "
-            f"{self.config.kind} at layer {layer}, token '{self.tokens[token].strip()}' restores most "
-            f"(+{self.effect[layer, token]:.1%})."
+            f"'{self.answer.strip()}': P {self.p_clean:.1%} clean, {self.p_corrupt.mean():.1%} corrupted; of the "
+            f"subject's tokens, {said}."
         )
 
     def by_role(self) -> np.ndarray:
@@ -79,9 +103,25 @@ class Trace(Saved):
                 out[:, i] = self.effect[:, tokens].mean(1)
         return out
 
+    def errors_by_role(self) -> np.ndarray:
+        """(L, 6) standard errors of `by_role` over noise samples; NaN with one sample."""
+        out = np.full((len(self.effect), len(ROLES)), np.nan)
+        for i, tokens in enumerate(roles(len(self.tokens), self.subject)):
+            if tokens:
+                out[:, i] = _standard_error(self.restored[:, tokens].mean(1), self.p_corrupt)
+        return out
+
+    @cached_property
+    def suggestion(self) -> Suggestion:
+        """Layers worth trying for an edit, and the evidence."""
+        places = [f"token '{text.strip()}'" for text in self.tokens]
+        of = f"the largest of {self._searched} states"
+        state = state_in_words(self.config, len(self.restored))
+        return suggest(self.effect, self.noise, range(*self.subject), places, state=state, samples=self._samples, of=of)
+
     def suggest_layers(self) -> tuple[int, ...]:
-        """See `suggest`."""
-        return suggest(self.by_role())
+        """The layers of `suggestion`; none if no effect at the subject is above the noise."""
+        return self.suggestion.layers
 
     def to_pandas(self) -> pd.DataFrame:
         """One row per layer and token."""
@@ -98,6 +138,7 @@ class Trace(Saved):
                 "p_restored": self.restored.mean(-1).ravel(),
                 "sd": self.restored.std(-1).ravel(),
                 "effect": self.effect.ravel(),
+                "noise": self.noise.ravel(),
             }
         )
 
@@ -119,6 +160,8 @@ class TraceAverage(Saved):
         effects: (n, L, 6) each fact's effects by role; NaN where its prompt has no such token.
         p_clean, p_corrupt: (n,).
         left_out: facts that were not traced, and why.
+        errors: (n, L, 6) standard errors of the effects over noise samples; None in results of older versions, whose
+            noise is taken from how the facts differ.
     """
 
     effects: np.ndarray
@@ -127,24 +170,48 @@ class TraceAverage(Saved):
     left_out: tuple[tuple[str, str], ...]
     config: Config
     model: str
+    errors: np.ndarray | None = None
 
     @property
     def headline(self) -> str:
         """One sentence with the numbers that matter."""
-        best = self.to_pandas().dropna(subset="effect").nlargest(1, "effect").to_dict("records")[0]
-        interval = f" ({best['low']:.1%} to {best['high']:.1%})" if np.isfinite(best["low"]) else ""
+        p = self.suggestion.peak
+        row = self.to_pandas().query("layer == @p.layer and role == @p.place").iloc[0]
+        interval = f" ({row['low']:.1%} to {row['high']:.1%})" if np.isfinite(row["low"]) else ""
+        said = f"restores most at the {p.place}, layer {p.layer}: {p.effect:.1%}{interval}"
+        if not p.is_above_noise:
+            said = f"restores no more than noise there (largest {p.effect:+.1%} at the {p.place}, layer {p.layer})"
         return (
-            f"{len(self.effects)} facts: total effect {float((self.p_clean - self.p_corrupt).mean()):.1%}; the "
-            f"{self.config.kind} restores most at the {best['role']}, layer {best['layer']}: {best['effect']:.1%}"
-            f"{interval}; {len(self.left_out)} facts left out."
+            f"{len(self.effects)} facts: total effect {float((self.p_clean - self.p_corrupt).mean()):.1%}; of the "
+            f"subject's tokens, the {self.config.kind} {said}; {len(self.left_out)} facts left out."
         )
 
+    @cached_property
+    def mean(self) -> np.ndarray:
+        """(L, 6) effects averaged over the facts that have such a token; NaN where none has."""
+        return _mean_of_present(self.effects)
+
+    @cached_property
+    def noise(self) -> np.ndarray:
+        """(L, 6) what a mean effect has to exceed to be more than noise."""
+        n = (~np.isnan(self.effects)).sum(0)
+        cells = len(OF_SUBJECT) * self.effects.shape[1]
+        if self.errors is None:
+            spread = np.sqrt(_mean_of_present((self.effects - self.mean) ** 2) / np.maximum(n - 1, 1))
+            return noise_bound(np.where(n > 1, spread, np.nan), len(self.effects) - 1, cells)
+        squares = _mean_of_present(self.errors**2) / np.maximum(n, 1)  # each fact has noise of its own
+        return noise_bound(np.sqrt(squares), len(self.effects) * (self.config.samples - 1), cells)
+
+    @cached_property
+    def suggestion(self) -> Suggestion:
+        """Layers worth trying for an edit, and the evidence."""
+        of = f"{len(self.effects)} facts, the largest of {len(OF_SUBJECT) * self.effects.shape[1]} means"
+        state = state_in_words(self.config, self.effects.shape[1])
+        return suggest(self.mean, self.noise, OF_SUBJECT, ROLES, state=state, samples=self.config.samples, of=of)
+
     def suggest_layers(self) -> tuple[int, ...]:
-        """See `suggest`."""
-        present = ~np.isnan(self.effects)
-        counts = present.sum(0)
-        sums = np.where(present, self.effects, 0.0).sum(0)
-        return suggest(np.where(counts > 0, sums / np.maximum(counts, 1), np.nan))
+        """The layers of `suggestion`; none if no effect at the subject is above the noise."""
+        return self.suggestion.layers
 
     def to_pandas(self) -> pd.DataFrame:
         """One row per layer and role, with 95 % bootstrap intervals over facts."""
@@ -159,7 +226,8 @@ class TraceAverage(Saved):
                 values = values[~np.isnan(values)]
                 # Resampled also where all are exactly 0, as below the last layer; a share of 0 has another interval.
                 e = estimate_joint([values], np.asarray, seed=self.config.seed) if len(values) else estimate([])
-                rows.append({"layer": layer, "role": role, "effect": e.mean, "low": e.low, "high": e.high, "n": e.n})
+                numbers = {"effect": e.mean, "low": e.low, "high": e.high, "n": e.n, "noise": self.noise[layer, i]}
+                rows.append({"layer": layer, "role": role, **numbers})
         return pd.DataFrame(rows)
 
     def plot(self) -> go.Figure:
@@ -185,30 +253,21 @@ def roles(n_tokens: int, subject: tuple[int, int]) -> list[list[int]]:
     ]
 
 
-def suggest(effects: np.ndarray) -> tuple[int, ...]:
-    """Where an edit may be tried: the layers around the peak at the last subject token with four fifths of its effect.
-
-    A hint, not a rule: the best layer to edit is often another one ("Does Localization Inform Editing?", arXiv
-    2301.04213); a sweep of edits decides.
-
-    Args:
-        effects: (L, 6) by role.
-    """
-    at_subject = effects[:, ROLES.index("last subject token")]
-    peak = int(np.nanargmax(at_subject))
-    bound = 0.8 * at_subject[peak]
-    low = high = peak
-    while low > 0 and at_subject[low - 1] >= bound:
-        low -= 1
-    while high < len(at_subject) - 1 and at_subject[high + 1] >= bound:
-        high += 1
-    return tuple(range(low, high + 1))
+def state_in_words(config: Config, n_layers: int) -> str:
+    """What is restored: "residual", or "mlp of 6 layers around"."""
+    width = len(config.layers(n_layers // 2, n_layers))
+    return config.kind if width == 1 else f"{config.kind} of {width} layers"
 
 
-def in_words(layers: tuple[int, ...]) -> str:
-    """The suggestion as a sentence."""
-    named = f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]} to {layers[-1]}"
-    return (
-        f"Worth trying for an edit: {named}, where the last subject token restores at least four fifths of its peak. "
-        "The best layer is often another; 'editlab tune' finds it by editing."
-    )
+def _standard_error(restored: np.ndarray, p_corrupt: np.ndarray) -> np.ndarray:
+    """Of the difference of two means over noise samples, the last axis, as if each had samples of its own."""
+    n = len(p_corrupt)
+    if n < 2:
+        return np.full(restored.shape[:-1], np.nan)
+    return np.asarray(np.sqrt((restored.var(-1, ddof=1) + p_corrupt.var(ddof=1)) / n))
+
+
+def _mean_of_present(values: np.ndarray) -> np.ndarray:
+    present = ~np.isnan(values)
+    counts = present.sum(0)
+    return np.asarray(np.where(counts > 0, np.where(present, values, 0.0).sum(0) / np.maximum(counts, 1), np.nan))

@@ -20,7 +20,11 @@ def write_trace(folder: Path, lm: LM, found: Trace | TraceAverage, asked: Mappin
         asked: of a prompt its text, subject and answer; of facts their file and limit, if they came from one. It goes
             into `config.yaml`, so that passing that on traces the same again.
     """
-    said: dict[str, Any] = {"headline": found.headline, "suggested_layers": list(found.suggest_layers())}
+    said: dict[str, Any] = {
+        "headline": found.headline,
+        "suggested_layers": list(found.suggestion.layers),
+        "suggestion": found.suggestion.text,
+    }
     if isinstance(found, Trace):
         said["asked"] = {name: asked.get(name) for name in ("prompt", "subject", "answer")}
     else:

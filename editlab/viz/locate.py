@@ -16,6 +16,7 @@ def trace_heatmap(trace: Trace) -> go.Figure:
     """Tokens down, layers across; colour is the mean probability with that state restored."""
     import html
 
+    import numpy as np
     import plotly.graph_objects as go
 
     inside = range(*trace.subject)
@@ -34,8 +35,9 @@ def trace_heatmap(trace: Trace) -> go.Figure:
             zmin=min(low, float(mean.min())),
             zmax=max(trace.p_clean, float(mean.max())),
             colorscale="Cividis",
-            customdata=trace.restored.std(-1).T,
-            hovertemplate="layer %{x}, token %{y}<br>P restored %{z:.3f} (sd %{customdata:.3f})<extra></extra>",
+            customdata=np.stack([trace.restored.std(-1).T, trace.effect.T, trace.noise.T], axis=-1),
+            hovertemplate="layer %{x}, token %{y}<br>P restored %{z:.3f} (sd %{customdata[0]:.3f})<br>effect "
+            "%{customdata[1]:+.3f}, noise up to %{customdata[2]:.3f}<extra></extra>",
             colorbar={"title": f"P({trace.answer.strip()})"},
         )
     )
@@ -68,16 +70,17 @@ def with_points(heatmap: go.Figure) -> go.Figure:
 
 
 def trace_lines(average: TraceAverage) -> go.Figure:
-    """Mean indirect effect by layer, one line a role of token, bands 95 %."""
+    """Mean indirect effect by layer, one line a role of token, bands 95 %; hollow points are no more than noise."""
     import plotly.graph_objects as go
 
     table = average.to_pandas()
     figure = go.Figure()
     for i, (role, rows) in enumerate(table.groupby("role", sort=False)):
-        rows = rows.dropna()
+        rows = rows.dropna(subset=["effect", "low", "high"])
         if rows.empty:
             continue
         colour = COLOURS[i]
+        symbols = [MARKERS[i] if above else f"{MARKERS[i]}-open" for above in rows["effect"] > rows["noise"]]
         figure.add_scatter(
             x=[*rows["layer"], *rows["layer"][::-1]],
             y=[*rows["high"], *rows["low"][::-1]],
@@ -94,7 +97,9 @@ def trace_lines(average: TraceAverage) -> go.Figure:
             name=f"{role} (n={int(rows['n'].max())})",
             mode="lines+markers",
             line={"color": colour, "dash": DASHES[i]},
-            marker={"symbol": MARKERS[i]},
+            marker={"symbol": symbols},
+            customdata=rows["noise"],
+            hovertemplate="layer %{x}: %{y:.1%} (noise up to %{customdata:.1%})<extra>%{fullData.name}</extra>",
         )
     figure.update_layout(
         title=f"{average.config.kind} restored, {len(average.effects)} facts",

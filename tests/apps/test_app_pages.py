@@ -137,7 +137,7 @@ def test_a_batch_makes_a_run_that_the_runs_page_opens(app: App, place: Path) -> 
 
 
 def test_a_trace_is_drawn_and_its_layers_go_to_the_edit_page(app: App, place: Path) -> None:
-    app.open("edit", ed_tab="Batch").open("locate").fill(loc_n=3).do("Trace")
+    app.open("edit", ed_tab="Batch").open("locate").fill(loc_n=6).do("Trace")
     clean, corrupted = (float(app.metrics[f"P {state}"].rstrip("%")) for state in ("clean", "corrupted"))
     assert clean > 90 and corrupted < clean / 2
     assert "layers 0 to" in "".join(m.value for m in app.at.markdown)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES
+from scipy import stats
 from tiny_lm import make_lm
 
 from editlab import LM, Fact
 from editlab.errors import RequestError
 from editlab.hooks.batch import pad_rows
 from editlab.probes.trace import SITE, Config, noise_scale, trace, trace_many
-from editlab.probes.trace_results import ROLES, Trace, roles, suggest
+from editlab.probes.trace_results import ROLES, Trace, TraceAverage, roles
 
 FACT = Fact(prompt="In the old town of {} the people made", subject="New Vinland", target_new="x")
 QUICK: dict[str, Any] = {"samples": 3, "min_gap": -1.0, "noise": 3.0}
@@ -153,10 +156,64 @@ def test_roles_cover_each_token_once() -> None:
     assert len(ROLES) == 6
 
 
-def test_suggested_layers_are_those_around_the_peak() -> None:
-    effects = np.full((6, 6), 0.5)
-    effects[:, 2] = [0.1, 0.9, 1.0, 0.85, 0.2, 0.95]
-    assert suggest(effects) == (1, 2, 3)  # the other peak is another place
+def planted(effect: dict[tuple[int, int], float], *, samples: int = 10, seed: int = 0) -> Trace:
+    """A trace of five tokens and twelve layers, tokens 1 to 3 the subject's, whose effects at (layer, token) are given.
+
+    Corrupted probabilities have a standard deviation of about one point; restored ones have the same noise, sample by
+    sample, and their effect.
+    """
+    p_corrupt = 0.02 + 0.01 * np.random.default_rng(seed).permutation(np.linspace(-1.5, 1.5, samples))
+    restored = np.tile(p_corrupt, (12, 5, 1))
+    for cell, value in effect.items():
+        restored[cell] += value
+    restored[:, 4] += np.linspace(0, 0.7, 12)[:, None]  # the answer is read there, so all comes back in the end
+    tokens = ("<s>", "E", "iffel", " Tower", " is")
+    return Trace("p", tokens, (1, 4), "Paris", 0.75, p_corrupt, restored, 0.1, Config(samples=samples), "m")
+
+
+def test_the_suggestion_follows_the_map_and_not_the_last_subject_token() -> None:
+    # Of a real trace: the last token of "Eiffel Tower" has 0.9 points at layer 8, "iffel" 46 at layer 2.
+    found = planted({(8, 3): 0.009, (1, 2): 0.40, (2, 2): 0.46, (3, 2): 0.38, (4, 2): 0.2})
+    assert (found.subject_peak.layer, found.subject_peak.column) == (2, 2) and found.suggest_layers() == (1, 2, 3)
+    assert found.suggestion.layer == 2 and not found.suggestion.last.is_above_noise
+    for said in ("layers 1 to 3", "+46.0%", "token 'iffel'", "10 noise samples", "weaker evidence", "2301.04213"):
+        assert said in found.suggestion.text
+    assert "layer 2, token 'iffel' restores most (+46.0%)" in found.headline
+    at_last = planted({(5, 3): 0.5, (6, 3): 0.45, (8, 2): 0.1})
+    assert at_last.suggest_layers() == (5, 6) and "weaker evidence" not in at_last.suggestion.text
+
+
+def test_a_peak_below_the_noise_of_the_corruption_is_none() -> None:
+    # Every sample gains, so that the effect is certain when samples are paired, and yet it is less than they differ by.
+    found = planted({(8, 3): 0.009})
+    assert 0.009 < np.std(found.p_corrupt, ddof=1) < 0.011
+    assert found.suggest_layers() == () and found.suggestion.layer is None
+    assert "none restores more than noise (largest +0.9% at layer 8, token 'Tower'" in found.headline
+    assert "No layer is suggested" in found.suggestion.text
+    alone = planted({(2, 2): 0.5}, samples=1)
+    assert alone.suggest_layers() == () and "1 noise sample cannot tell" in alone.suggestion.text
+
+
+def test_noise_alone_suggests_layers_in_one_trace_of_twenty_at_most() -> None:
+    rng, suggested = np.random.default_rng(0), 0
+    for i in range(200):
+        found = planted({}, seed=i)
+        found.restored[:, 1:4] = np.abs(rng.normal(0.02, 0.01, (12, 3, 10)))
+        suggested += bool(found.suggest_layers())
+    assert suggested <= 10
+
+
+def test_an_average_of_an_older_version_is_read_and_takes_its_noise_from_the_facts(tmp_path: Path) -> None:
+    effects = np.random.default_rng(0).normal(0, 0.01, (8, 6, 6))
+    effects[:, 3, 1] += 0.3
+    folder = TraceAverage(effects, np.full(8, 0.8), np.full(8, 0.02), (), Config(), "m").save(tmp_path / "r")
+    stored = json.loads((folder / "result.json").read_text())
+    del stored["result"]["fields"]["errors"]
+    (folder / "result.json").write_text(json.dumps(stored))
+    found = TraceAverage.load(folder)
+    assert found.suggest_layers() == (3,) and found.suggestion.peak.place == "middle subject tokens"
+    effects[:, 3, 1] -= 0.3
+    assert TraceAverage(effects, np.full(8, 0.8), np.full(8, 0.02), (), Config(), "m").suggest_layers() == ()
 
 
 def test_an_average_counts_what_it_leaves_out() -> None:
@@ -168,12 +225,17 @@ def test_an_average_counts_what_it_leaves_out() -> None:
     ]
     found = trace_many(lm, facts, Config(**QUICK))
     assert found.effects.shape == (2, 3, 6) and [name for name, _ in found.left_out] == ["c"]
-    single = [trace(lm, fact, Config(**QUICK)).by_role() for fact in facts[:2]]
+    traces = [trace(lm, fact, Config(**QUICK)) for fact in facts[:2]]
+    single = [t.by_role() for t in traces]
     assert np.array_equal(found.effects, np.stack(single), equal_nan=True)
     table = found.to_pandas()
     row = table[(table["layer"] == 1) & (table["role"] == "last subject token")].iloc[0]
     assert row["n"] == 2 and row["effect"] == pytest.approx(np.mean([s[1, 2] for s in single]))
     assert row["low"] <= row["effect"] <= row["high"]
+    # The noise of two facts' mean, from the samples of each; the largest of 3 layers x 3 roles of the subject.
+    variances = [(t.restored[1, t.subject[1] - 1].var(ddof=1) + t.p_corrupt.var(ddof=1)) / 3 for t in traces]
+    quantile = stats.t.ppf(1 - 0.05 / 9, 2 * (3 - 1))
+    assert row["noise"] == pytest.approx(quantile * np.sqrt(sum(variances)) / 2)
     assert "1 facts left out" in found.headline
     with pytest.raises(RequestError, match="None of 1 facts could be traced"):
         trace_many(lm, facts[2:], Config(**QUICK))
