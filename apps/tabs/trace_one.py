@@ -78,8 +78,8 @@ def _result(ran: work.Ran) -> None:
     peak = found.subject_peak
     columns[3].metric(
         "Subject's peak",
-        f"layer {peak.layer}, {peak.place.removeprefix('token ')}" if peak.is_above_noise else "none above noise",
-        f"{peak.effect:+.1%}",
+        f"layer {peak.layer}" if peak.is_above_noise else "none",
+        f"{peak.effect:+.1%} at {found.tokens[peak.column].strip()!r}",
         delta_color="off",
         help="Which state of the subject's tokens restores most, if that is more than the noise samples differ by. The "
         "prompt's last token always restores the answer in the end.",

@@ -87,9 +87,12 @@ class Trace(Saved):
         """One sentence with the numbers that matter."""
         p = self.subject_peak
         said = f"the {self.config.kind} at layer {p.layer}, {p.place} restores most ({p.effect:+.1%})"
-        if not p.is_above_noise:
-            known = "of unknown noise: one sample" if np.isnan(p.noise) else f"noise reaches {p.noise:.1%}"
-            said = f"none restores more than noise (largest {p.effect:+.1%} at layer {p.layer}, {p.place}; {known})"
+        if np.isnan(p.noise):
+            said = f"one noise sample cannot tell which restore more than noise (largest {p.effect:+.1%} at layer "
+            said += f"{p.layer}, {p.place})"
+        elif not p.is_above_noise:
+            said = f"none restores more than noise (largest {p.effect:+.1%} at layer {p.layer}, {p.place}; noise "
+            said += f"reaches {p.noise:.1%})"
         return (
             f"'{self.answer.strip()}': P {self.p_clean:.1%} clean, {self.p_corrupt.mean():.1%} corrupted; of the "
             f"subject's tokens, {said}."
