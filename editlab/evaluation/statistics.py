@@ -10,6 +10,7 @@ from scipy import stats
 
 RESAMPLES = 2000
 LEVEL = 0.95
+GROUP_JACKKNIFE = "group jackknife"
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,8 @@ class Estimate:
     """A mean over items with its 95 % interval.
 
     Attributes:
-        n: items it rests on. method: "wilson", "bootstrap" or "nested bootstrap" (percentile, over items; nested: over
-            groups too), "" without an interval: fewer than two items that are more than yes or no, or not finite.
+        n: items it rests on. method: "wilson", "bootstrap" (percentile, over items) or "group jackknife" (t over
+            groups of items), "" without an interval: fewer than two items that are more than yes or no, or not finite.
     """
 
     mean: float
@@ -42,55 +43,86 @@ def estimate(values: Sequence[float], *, seed: int = 0) -> Estimate:
     return _resampled((x,), lambda a: a.mean(axis=-1), seed)
 
 
-def estimate_nested(groups: Sequence[Sequence[float]], *, seed: int = 0) -> Estimate:
+def estimate_nested(
+    groups: Sequence[Sequence[float]], *, seed: int = 0, within: tuple[float, float] | None = None
+) -> Estimate:
     """The mean over items that are nested in groups, such as the items of several seeds; groups weigh by their items.
 
-    Groups are resampled, then items within them. Where every item has the same yes or no, which no resampling can
-    doubt, the interval is Wilson's over all items; with one group it is over items alone.
+    The interval speaks of other groups too: a delete-one-group jackknife with Student's t of (effective) groups - 1
+    degrees of freedom (CV3 of MacKinnon, Nielsen and Webb, arXiv 2205.03288), and never narrower than over items alone.
+    Resampling few groups does not do: it covered 56 % with 2 groups and 71 % with 3 that differ more than their items
+    do. With 2 groups a t of one degree of freedom is 12.7 standard errors: two seeds say little about others.
+
+    Where every item has the same yes or no, which no resampling can doubt, the interval is Wilson's over all items;
+    with one group it is over items alone.
+
+    Args:
+        within: bounds that the mean cannot leave; 0 and 1 are taken where every item is a yes or no.
     """
     rows = [np.asarray(g, dtype=np.float64) for g in groups if len(g)]
     x = np.concatenate(rows) if rows else np.empty(0)
     if len(rows) < 2 or (x == x[0]).all() or not np.isfinite(x).all():
         return estimate(x.tolist(), seed=seed)
-    return _interval(float(x.mean()), _nested_means([row[None] for row in rows], seed)[0], x.size)
+    found = _over_groups(estimate(x.tolist(), seed=seed), [row[None] for row in rows], np.asarray)
+    return _bounded(found, (0.0, 1.0) if np.isin(x, (0.0, 1.0)).all() else within)
 
 
 def estimate_nested_joint(
-    groups: Sequence[Sequence[Sequence[float]]], combine: Callable[..., np.ndarray], *, seed: int = 0
+    groups: Sequence[Sequence[Sequence[float]]],
+    combine: Callable[..., np.ndarray],
+    *,
+    seed: int = 0,
+    within: tuple[float, float] | None = None,
 ) -> Estimate:
-    """`estimate_joint` over items that are nested in groups: groups are resampled, then items within them.
+    """`estimate_joint` over items that are nested in groups, with the interval of `estimate_nested`.
 
     Args:
         groups: of each group, its columns: values over the same items, NaN where an item has none.
+        within: bounds that the combination cannot leave.
     """
     rows = [np.asarray(columns, dtype=np.float64) for columns in groups]
-    x = np.concatenate(rows, axis=1)  # (columns, items)
-    if len(rows) < 2:
-        return estimate_joint(x.tolist(), combine, seed=seed)
-    point = float(combine(*(np.asarray(column[~np.isnan(column)].mean()) for column in x)))
+    over_items = estimate_joint(np.concatenate(rows, axis=1).tolist(), combine, seed=seed)
     complete = [row[:, ~np.isnan(row).any(axis=0)] for row in rows]
-    n = sum(row.shape[1] for row in complete)
+    return _bounded(_over_groups(over_items, [row for row in complete if row.size], combine), within)
+
+
+def _bounded(found: Estimate, within: tuple[float, float] | None) -> Estimate:
+    if within is None:
+        return found
+    return replace(found, low=max(found.low, within[0]), high=min(found.high, within[1]))
+
+
+def _over_groups(over_items: Estimate, rows: Sequence[np.ndarray], combine: Callable[..., np.ndarray]) -> Estimate:
+    """An estimate over items with the interval over groups (columns, items), where that is the wider."""
+    if len(rows) < 2 or over_items.n < 2:
+        return over_items
+    sums, sizes = np.stack([row.sum(-1) for row in rows], -1), np.array([row.shape[-1] for row in rows])
+    without = combine(*((sums.sum(-1, keepdims=True) - sums) / (sizes.sum() - sizes)))
+    low, high = jackknife_interval(float(combine(*(sums.sum(-1) / sizes.sum()))), without, sizes)
+    shift = over_items.mean - (low + high) / 2  # items without all columns count in the mean alone
+    ends = min(low + shift, over_items.low), max(high + shift, over_items.high)
+    return Estimate(over_items.mean, *ends, over_items.n, GROUP_JACKKNIFE)
+
+
+def jackknife_interval(
+    point: float, without: Sequence[float] | np.ndarray, sizes: Sequence[int] | np.ndarray | None = None
+) -> tuple[float, float]:
+    """The ends of the 95 % interval of a statistic over groups, by leaving out one group at a time.
+
+    Degrees of freedom are the effective number of groups, (sum n)^2 / sum n^2, less one, and at least one: few large
+    groups beside many small ones count as few (Carter, Schnepel and Steigerwald 2017, doi 10.1162/REST_a_00639).
+
+    Args:
+        without: the statistic with each group left out in turn. sizes: items of each group; default all alike.
+    """
+    left_out = np.asarray(without, dtype=np.float64)
+    n = left_out.size
     if n < 2:
-        return Estimate(point, float("nan"), float("nan"), n)
-    return _interval(point, combine(*_nested_means([row for row in complete if row.size], seed)), n)
-
-
-def _nested_means(rows: Sequence[np.ndarray], seed: int) -> np.ndarray:
-    """(columns, RESAMPLES) means of groups (columns, items) that are resampled, and items within them."""
-    rng = np.random.default_rng(seed)
-    sums, sizes = np.zeros((rows[0].shape[0], RESAMPLES)), np.zeros(RESAMPLES)
-    for _ in rows:
-        chosen = rng.integers(0, len(rows), RESAMPLES)
-        for i, row in enumerate(rows):
-            draws = np.flatnonzero(chosen == i)
-            sums[:, draws] += row[:, rng.integers(0, row.shape[1], (draws.size, row.shape[1]))].sum(-1)
-            sizes[draws] += row.shape[1]
-    return np.asarray(sums / sizes)
-
-
-def _interval(point: float, resampled: np.ndarray, n: int) -> Estimate:
-    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(point, float(low), float(high), n, "nested bootstrap")
+        return float("nan"), float("nan")
+    weight = np.ones(n) if sizes is None else np.asarray(sizes, dtype=np.float64)
+    freedom = max(weight.sum() ** 2 / (weight**2).sum() - 1, 1.0)
+    half = stats.t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt((n - 1) / n * ((left_out - point) ** 2).sum())
+    return point - float(half), point + float(half)
 
 
 def estimate_joint(

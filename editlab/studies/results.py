@@ -118,7 +118,7 @@ class StudyResult:
 
 
 CAPTION = (
-    "Means with 95 % intervals over the items of all seeds (items resampled within seeds, and seeds). n: the largest "
+    "Means over the items of all seeds with 95 % intervals over seeds (jackknife; wide with few seeds). n: the largest "
     "number of items of any metric. Perplexity and drift of mode 'single' are means over the edited models."
 )
 

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from editlab.evaluation.metrics.counterfact import harmonic
 from editlab.evaluation.statistics import (
@@ -75,13 +76,52 @@ def test_items_of_groups_that_differ_are_less_sure_than_items_alone() -> None:
     groups = [list(centre + 0.01 * rng.normal(size=50)) for centre in (0.0, 1.0, 2.0, 3.0)]
     flat = [x for group in groups for x in group]
     nested, alone = estimate_nested(groups), estimate(flat)
-    assert (nested.method, nested.n) == ("nested bootstrap", 200)
+    assert (nested.method, nested.n) == ("group jackknife", 200)
     assert nested.mean == pytest.approx(alone.mean) == pytest.approx(1.5, abs=0.01)
-    assert nested.high - nested.low > 3 * (alone.high - alone.low)
-    # Four groups of one mean each: the interval is that of a mean of four draws with replacement.
-    draws = rng.choice([0.0, 1.0, 2.0, 3.0], (20_000, 4)).mean(1)
-    assert (nested.low, nested.high) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])), abs=0.26)
-    assert estimate_nested(groups) == nested and estimate_nested(groups, seed=1) != nested
+    # Groups of one size: Student's interval of their means.
+    known = stats.ttest_1samp([np.mean(g) for g in groups], 0).confidence_interval(0.95)
+    assert (nested.low, nested.high) == pytest.approx((known.low, known.high))
+    assert estimate_nested(groups) == nested
+
+
+@pytest.mark.parametrize("n_groups", [2, 3, 5])
+@pytest.mark.parametrize("spread", [0.0, 2.0], ids=["groups alike", "groups apart"])
+def test_intervals_over_few_groups_hold_what_they_promise(n_groups: int, spread: float) -> None:
+    rng = np.random.default_rng(n_groups)
+    covered = []
+    for _ in range(250):
+        groups = (spread * rng.normal(size=(n_groups, 1)) + rng.normal(size=(n_groups, 8))).tolist()
+        plain = estimate_nested(groups)
+        shifted = estimate_nested_joint([[g] for g in groups], lambda a: a + 1.0)
+        covered.append([plain.low <= 0 <= plain.high, shifted.low <= 1 <= shifted.high])
+    assert (np.mean(covered, 0) >= 0.92).all()  # a resampling of groups covers 56 %, 71 % and 80 % where they are apart
+
+
+@pytest.mark.parametrize("sizes", [(6, 6, 6), (3, 6, 12, 24)], ids=["equal", "unequal"])
+def test_shares_over_few_groups_are_covered_and_stay_shares(sizes: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(1)
+    level = np.array([0.2, 0.4, 0.6, 0.8])
+    covered = 0
+    for _ in range(250):
+        groups = [(rng.random(n) < rng.choice(level)).astype(float).tolist() for n in sizes]
+        e = estimate_nested(groups)
+        assert 0 <= e.low <= e.mean <= e.high <= 1
+        covered += e.low <= 0.5 <= e.high
+    assert covered / 250 >= 0.92
+
+
+def test_an_interval_never_leaves_the_bounds_that_it_is_given() -> None:
+    groups = [[0.2, 0.25, 0.1], [0.9, 0.8, 0.95]]
+    free, bound = estimate_nested(groups), estimate_nested(groups, within=(0.0, 1.0))
+    assert free.low < 0 and free.high > 1 and (bound.low, bound.high) == (0.0, 1.0)
+    joint = estimate_nested_joint([[g] for g in groups], lambda a: a, within=(0.0, 1.0))
+    assert (joint.low, joint.high) == (0.0, 1.0)
+
+
+def test_groups_alike_by_chance_are_no_surer_than_their_items() -> None:
+    items = estimate([0.25, 0.75, 0.25, 0.75])
+    same = estimate_nested([[0.25, 0.75], [0.75, 0.25]])
+    assert (same.low, same.high) == (items.low, items.high)
 
 
 def test_groups_weigh_by_their_items() -> None:
@@ -107,8 +147,6 @@ def test_tests_and_intervals_repeat_with_their_seed() -> None:
     assert paired(a, b) == found and paired(a, b, seed=1).difference != found.difference
     back = paired(b, a)
     assert back.difference.mean == pytest.approx(-found.difference.mean) and back.p == pytest.approx(found.p, abs=0.02)
-    from scipy import stats
-
     assert found.p == pytest.approx(stats.ttest_rel(a, b).pvalue, abs=0.02)
     assert paired([0.0, 0.0], [1.0, 2.0]).p == 0.5  # two of four signs are as extreme
     assert paired([1.0], [2.0]).p == 1.0
@@ -116,11 +154,12 @@ def test_tests_and_intervals_repeat_with_their_seed() -> None:
 
 def test_seeds_reach_every_interval() -> None:
     x = np.random.default_rng(0).random(24).tolist()
+    alike = [x, x[::-1]]  # nothing between groups, so that the interval is that over items
     for interval in (
         lambda seed: estimate(x, seed=seed),
         lambda seed: estimate_nested([x], seed=seed),
-        lambda seed: estimate_nested([x[:9], x[9:]], seed=seed),
-        lambda seed: estimate_nested_joint([[x[:9]], [x[9:]]], lambda a: a, seed=seed),
+        lambda seed: estimate_nested(alike, seed=seed),
+        lambda seed: estimate_nested_joint([[g] for g in alike], lambda a: a, seed=seed),
         lambda seed: estimate_nested_joint([[x]], lambda a: a, seed=seed),
     ):
         assert interval(0) == interval(0)

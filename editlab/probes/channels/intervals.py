@@ -1,7 +1,7 @@
 """Intervals and tests of prompts that come from few templates.
 
-An interval speaks of other templates too: they are drawn again, and the prompts of each. The test speaks of prompts of
-these templates.
+An interval speaks of other templates too, and is wide where there are few of them. The test speaks of prompts of these
+templates.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from editlab.evaluation.statistics import Estimate, estimate_nested
 
 
 def clustered(values: np.ndarray, groups: np.ndarray, *, seed: int = 0) -> Estimate:
-    """The mean with a 95 % interval: groups are resampled, and values within each of them; NaN with one group.
+    """The mean with a 95 % interval over groups (`estimate_nested`); NaN with one group.
 
-    Where every value is a group of its own this is the ordinary bootstrap.
+    Where every value is a group of its own this is Student's interval, or the ordinary bootstrap where that is wider.
 
     Args:
         values, groups: (n,).

@@ -6,9 +6,9 @@ With A a head's attention, T the period of random tokens that are repeated, q th
     mover      A[END, answer] - A[END, the repeated name where it stands first]    on `tasks.ioi`
     inhibition A[END, the repeated name where it stands again]                     on `tasks.ioi`
 
-One number per sequence or prompt, so every score has an interval: 95 %, bootstrap over sequences, over templates and
-prompts within them for the last two. A head is said to have a role from a threshold on. `matched` scores any prompts by
-an attention mask, as TransformerLens's `detect_head` does.
+One number per sequence or prompt, so every score has an interval: 95 %, over sequences, and over templates for the last
+two. A head is said to have a role from a threshold on. `matched` scores any prompts by an attention mask, as
+TransformerLens's `detect_head` does.
 """
 
 from __future__ import annotations
