@@ -15,16 +15,20 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
     StrictStr,
     TypeAdapter,
     ValidationError,
     field_serializer,
     field_validator,
+    model_serializer,
     model_validator,
 )
 from pydantic_core import PydanticKnownError
 
 from editlab.errors import short
+from editlab.joining import PrefixBasis, TargetPrefix, join, joint
 
 LONGEST = 100_000  # characters of one text: beyond this it is a damaged file, not a prompt
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f]")
@@ -51,8 +55,37 @@ def _filled(value: str) -> str:
     return value
 
 
+def _without_spaces(value: Any) -> Any:
+    """Prompts without the plain spaces at their ends: a target brings its own."""
+    if isinstance(value, str):
+        return value.rstrip(" ")
+    if isinstance(value, Question):
+        return value.model_copy(update={"prompt": value.prompt.rstrip(" ")})
+    return tuple(_without_spaces(item) for item in value)
+
+
+def _target(prompt: str, target: str, prefix: TargetPrefix) -> str:
+    """The target without white space around it, but for leading white space that the rule would not put there."""
+    bare = target.strip()
+    if prefix != "auto" or joint(prompt, bare) == (target[: len(target) - len(target.lstrip())], True):
+        return bare
+    return target.rstrip()
+
+
 Text = Annotated[StrictStr, AfterValidator(_plain)]
 Prompt = Annotated[Text, AfterValidator(_filled)]
+
+
+# The fields of a fact that hold prompts or questions.
+_PROMPTS = (
+    "prompt",
+    "paraphrases",
+    "neighbours",
+    "locality",
+    "portability",
+    "attributes",
+    "generation_prompts",
+)
 
 
 class Question(BaseModel):
@@ -102,6 +135,11 @@ class Fact(BaseModel):
         attributes: prompts about other subjects whose true answer is `target_new`.
         generation_prompts: openings for free text about the subject.
         relation: the relation's name or id. tags: the user's own marks.
+        target_prefix: what stands between `prompt` and `target_new`: "space" or "none". A fact may be given "auto" too,
+            which is settled here and now (see `editlab.joining`), or "as-written", with which all its texts stay as
+            they are.
+        target_prefix_by: who settled it. What is "given" holds for all prompts of the fact; otherwise the rule decides
+            for each, and where it is not sure, the model's choice for this fact ("model"), if there is one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -119,16 +157,23 @@ class Fact(BaseModel):
     generation_prompts: tuple[Prompt, ...] = ()
     relation: Text = ""
     tags: tuple[Text, ...] = ()
+    target_prefix: TargetPrefix = "auto"
+    target_prefix_by: PrefixBasis = "given"
 
-    @field_validator("subject", "target_new")
+    @field_validator("subject")
+    @classmethod
+    def _stripped(cls, value: str) -> str:
+        return _filled(value).strip()
+
+    @field_validator("target_new")
     @classmethod
     def _not_empty(cls, value: str) -> str:
-        return _filled(value).strip()
+        return _filled(value)
 
     @field_validator("target_true")
     @classmethod
-    def _stripped(cls, value: str | None) -> str | None:
-        return (value.strip() or None) if value is not None else None
+    def _none_if_empty(cls, value: str | None) -> str | None:
+        return value if value is not None and value.strip() else None
 
     @model_validator(mode="before")
     @classmethod
@@ -152,8 +197,56 @@ class Fact(BaseModel):
     def _one_placeholder(cls, value: str) -> str:
         if value.count("{}") != 1:
             raise ValueError(f"needs exactly one {{}} for the subject, has {value.count('{}')}: '{short(value)}'")
-        # The answer brings its own leading space.
-        return value.rstrip(" ")
+        return value
+
+    @model_validator(mode="after")
+    def _settle_the_prefix(self) -> Self:
+        """Settle what stands before the targets, and leave out the spaces that say the same."""
+        if self.target_prefix == "as-written":
+            return self
+        settled: dict[str, Any] = {name: _without_spaces(getattr(self, name)) for name in _PROMPTS}
+        text = self.text.rstrip(" ")
+        for name in ("target_new", "target_true"):
+            target = getattr(self, name)
+            settled[name] = target and _target(text, target, self.target_prefix)
+        if self.target_prefix == "auto":
+            between = joint(text, settled["target_new"])
+            settled["target_prefix"] = between.prefix
+            settled["target_prefix_by"] = "rule" if between.is_sure else "unsure"
+        self.__dict__.update(settled)  # validation is where a frozen fact is still being made
+        return self
+
+    @model_serializer(mode="wrap")
+    def _dump(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        row: dict[str, Any] = handler(self)
+        if info.exclude_defaults and self.target_prefix_by == "rule":
+            row.pop("target_prefix", None)  # the rule says it again
+            row.pop("target_prefix_by", None)
+        return row
+
+    def prefix_of(self, prompt: str, target: str) -> TargetPrefix:
+        """What stands between one of this fact's prompts and a target."""
+        if self.target_prefix_by == "given" or (prompt, target) == (self.text, self.target_new):
+            return self.target_prefix
+        between = joint(prompt, target)
+        if between.is_sure:
+            return "auto"
+        return self.target_prefix if self.target_prefix_by == "model" else between.prefix
+
+    def statement(self, prompt: str, target: str) -> str:
+        """One of this fact's prompts and a target as one text."""
+        return "".join(join(prompt, target, self.prefix_of(prompt, target)))
+
+    def with_prompt(self, prompt: str) -> Fact:
+        """The same fact behind another prompt, with one `{}`, or none if its subject is not in it."""
+        made = self.model_copy(update={"prompt": prompt})
+        if self.target_prefix_by == "given":
+            return made
+        between = joint(made.text, made.target_new)
+        if between.is_sure or self.target_prefix_by != "model":
+            basis = "rule" if between.is_sure else "unsure"
+            return made.model_copy(update={"target_prefix": between.prefix, "target_prefix_by": basis})
+        return made
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy with other values, which are not checked; neighbours may be plain texts here too."""

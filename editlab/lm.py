@@ -201,7 +201,7 @@ class LM(Reader):
         """An LM on another view, with what is already known of the tokenizer; it does not keep this one alive."""
         twin = object.__new__(LM)
         twin._start(lambda: view, self._read_tokenizer, self.name, self.adapter)
-        known = ("tokenizer", "tokenizer_hash", "adds_bos", "sink")
+        known = ("tokenizer", "tokenizer_hash", "affixes", "sink_ids")
         twin.__dict__ |= {name: self.__dict__[name] for name in known if name in self.__dict__}
         return twin
 

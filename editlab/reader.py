@@ -108,34 +108,94 @@ class Reader:
     # -- text ---------------------------------------------------------------------------------------
 
     @cached_property
+    def affixes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ids that the tokenizer itself puts in front of a text, and behind it."""
+        encoded = tokenize(self.tokenizer, "a")
+        return encoded.prefix, encoded.suffix
+
+    @property
     def adds_bos(self) -> bool:
-        """The tokenizer itself puts a beginning-of-sequence token in front."""
-        ids = self.tokenizer("a")["input_ids"]
-        return self.tokenizer.bos_token_id is not None and ids[:1] == [self.tokenizer.bos_token_id]
+        """The tokenizer itself puts special tokens in front of a text, such as one for its beginning."""
+        return bool(self.affixes[0])
 
     @cached_property
-    def sink(self) -> int:
-        """The token to put in front so that no word of the text stands at position 0.
+    def sink_ids(self) -> tuple[int, ...]:
+        """What to put in front so that no word of the text stands at position 0; empty if there is nothing.
 
-        Models park a huge vector on the first token. BOS where the tokenizer adds one, else "<|endoftext|>", else
-        whatever begins or ends a sequence.
+        Models park a huge vector on the first token. It is what the tokenizer puts there itself, else
+        "<|endoftext|>", else whatever begins or ends a sequence; never a token that the model has no embedding of.
         """
-        tok = self.tokenizer
         if self.adds_bos:
-            return int(tok.bos_token_id)
-        vocabulary = tok.get_vocab()
-        for candidate in ("<|endoftext|>", tok.bos_token, tok.eos_token, tok.unk_token, tok.pad_token):
-            if candidate is not None and candidate in vocabulary:
-                return int(vocabulary[candidate])
-        return 0
+            return self.affixes[0]
+        return next(((i,) for i in self._sink_candidates() if i < self._n_embedded), ())
 
-    def tokens(self, text: str, *, sink: bool = False, special: bool = True) -> tuple[list[int], tuple[Span, ...]]:
-        """Ids and character spans of one text.
+    @property
+    def sink(self) -> int:
+        """The first token of `sink_ids`.
+
+        Raises:
+            RequestError: there is none.
+        """
+        return self.need_sink()[0]
+
+    def _sink_candidates(self) -> list[int]:
+        tok = self.tokenizer
+        vocabulary = tok.get_vocab()
+        names = ("<|endoftext|>", tok.bos_token, tok.eos_token, tok.unk_token, tok.pad_token)
+        return [int(vocabulary[name]) for name in names if name is not None and name in vocabulary]
+
+    @property
+    def _n_embedded(self) -> int:
+        embedding = self.model.get_submodule(self.adapter.embed)
+        return int(getattr(embedding, "num_embeddings", None) or embedding.weight.shape[0])
+
+    def need_sink(self) -> tuple[int, ...]:
+        """`sink_ids`, where they cannot be done without.
+
+        Raises:
+            RequestError: there are none.
+        """
+        if not self.sink_ids:
+            raise RequestError(
+                f"No special token of this tokenizer is in the vocabulary of {self.name}, so there is none to put in "
+                "front of a text.",
+                "Make the embedding as large as the tokenizer: model.resize_token_embeddings(len(tokenizer)).",
+            )
+        return self.sink_ids
+
+    def tokens(
+        self, text: str, *, sink: bool = False, special: bool = True, suffix: bool = False
+    ) -> tuple[list[int], tuple[Span, ...]]:
+        """Ids and character spans of one text: what `tokenizer(text).input_ids` has, but a token at its end.
+
+        What stands in the text already, as in one that comes from a chat template, is not put in front a second time.
 
         Args:
-            sink: put the sink token in front. special: put BOS in front if the tokenizer is one that does.
+            sink: put `sink_ids` in front. special: put in front what the tokenizer does.
+            suffix: keep what the tokenizer puts behind the text; nothing could follow it.
+
+        Raises:
+            RequestError: the model has no embedding of a token; or a sink is asked for where there is none.
         """
-        return tokenize(self.tokenizer, text, self.sink if sink or (special and self.adds_bos) else None)
+        encoded = tokenize(self.tokenizer, text)
+        front = self.need_sink() if sink else encoded.prefix if special else ()
+        if tuple(encoded.ids[: len(front)]) == front:
+            front = ()
+        behind = encoded.suffix if suffix and special else ()
+        ids = [*front, *encoded.ids, *behind]
+        self._check_embedded(ids)
+        return ids, (*[(0, 0)] * len(front), *encoded.spans, *[(len(text), len(text))] * len(behind))
+
+    def _check_embedded(self, ids: Sequence[int]) -> None:
+        rows = self._n_embedded
+        beyond = next((i for i in ids if i >= rows), None)
+        if beyond is not None:
+            token = self.tokenizer.convert_ids_to_tokens(beyond)
+            raise RequestError(
+                f"The tokenizer gives the token '{token}' the id {beyond:,}, and {self.name} has an embedding of "
+                f"{rows:,} tokens.",
+                "Leave it out of the text, or make the embedding larger with model.resize_token_embeddings.",
+            )
 
     def as_chat(self, text: str) -> str:
         """The text as one turn of a conversation, in the tokenizer's own template, up to where its answer begins.
@@ -271,9 +331,15 @@ class Reader:
 
     @cached_property
     def tokenizer_hash(self) -> str:
-        """SHA-256 of the tokenizer's definition and of the token it puts in front."""
+        """SHA-256 of the tokenizer's definition and of the tokens that are put around a text."""
         backend = self.tokenizer.backend_tokenizer.to_str()
-        return hashlib.sha256(f"{backend}|{self.adds_bos}|{self.sink}".encode()).hexdigest()
+        prefix, suffix = self.affixes
+        sink = next(iter(self.sink_ids), None)
+        rule = f"{self.adds_bos}|{sink}"
+        # Where a tokenizer adds a beginning token and no more, its ids, and what is cached, are as they always were.
+        if prefix not in ((), (self.tokenizer.bos_token_id,)) or suffix or sink is None:
+            rule = f"{prefix}|{suffix}|{sink}"
+        return hashlib.sha256(f"{backend}|{rule}".encode()).hexdigest()
 
     def at_state(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` gives for the model as it stands; made again only after the model has changed.

@@ -1,9 +1,8 @@
 """Token rows of a request: which ids run, which token is edited, which logits are read.
 
-Everything is indexed by character offsets of the complete text, encoded once: adding up the lengths of
-separately encoded pieces is wrong as soon as a tokenizer merges across a boundary or adds a token of its own.
-The target's ids are those of the joint encoding beyond the prompt, and input rows are put together from ids;
-nothing is decoded and encoded again.
+Everything is indexed by character offsets of the complete text: adding up the lengths of separately encoded pieces is
+wrong as soon as a tokenizer merges across a boundary or adds a token of its own. The target's ids are those of the
+joint encoding beyond the prompt, and input rows are put together from ids; nothing is decoded and encoded again.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import torch
 from editlab.errors import RequestError
 from editlab.facts import Fact
 from editlab.hooks.batch import Batch, pad_rows, token_at
+from editlab.joining import TargetPrefix, join
 
 if TYPE_CHECKING:
     from editlab.lm import LM
@@ -43,35 +43,56 @@ class Row:
     subject: int = 0
 
 
-def target_ids(lm: LM, prompt: str, target: str, *, sink: bool) -> tuple[list[int], list[int]]:
+def target_ids(
+    lm: LM, prompt: str, target: str, prefix: TargetPrefix = "auto", *, sink: bool
+) -> tuple[list[int], list[int]]:
     """Ids of the prompt and of the target that continues it.
+
+    Prompt and target are encoded as one text; the target is what follows the longest beginning that this has in common
+    with the prompt alone. So the prompt lacks its last token where that one changes by what follows.
+
+    Args:
+        prefix: what stands between the two; "auto" goes by the rule of `editlab.joining`.
 
     Raises:
         RequestError: the target gives no token.
     """
-    lead = "" if prompt.endswith(("\n", " ")) or not prompt else " "
-    ids, spans = lm.tokens(prompt + lead + target.strip(), sink=sink)
-    cut = next((i for i, (a, b) in enumerate(spans) if b > len(prompt)), len(ids))
-    if cut < len(ids) and spans[cut][0] < len(prompt):
-        # A token reaches across the boundary: encode both sides on their own.
-        prompt_part, _ = lm.tokens(prompt, sink=sink)
-        target_part, _ = lm.tokens(lead + target.strip(), special=False)
-    else:
-        prompt_part, target_part = ids[:cut], ids[cut:]
+    prompt, continuation = join(prompt, target, prefix)
+    alone, _ = lm.tokens(prompt, sink=sink)
+    ids, _ = lm.tokens(prompt + continuation, sink=sink)
+    cut = common_length(alone, ids)
+    prompt_part, target_part = ids[:cut], ids[cut:]
+    if not prompt_part:  # one token for both: nothing would be left that the target could follow
+        prompt_part, target_part = alone, lm.tokens(continuation, special=False)[0]
     if not target_part:
         raise RequestError(f"The target '{target}' gives no token with this tokenizer.", "Use another target.")
-    return list(prompt_part), list(target_part)
+    return prompt_part, target_part
+
+
+def common_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many ids two rows have in common at their beginning."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def rewrite_row(lm: LM, fact: Fact, *, context: str = "", sink: bool) -> Row:
-    """The prompt (after `context`, if any) with the new target but its last token; reads the target's logits."""
+    """The prompt (after `context`, if any) with the new target but its last token; reads the target's logits.
+
+    Raises:
+        RequestError: the target gives no token, or the subject's only token changes by it.
+    """
     lead = f"{context}. " if context else ""
-    prompt, target = target_ids(lm, lead + fact.text, fact.target_new, sink=sink)
+    prompt, target = target_ids(lm, lead + fact.text, fact.target_new, fact.target_prefix, sink=sink)
     index, straddles = subject_index(lm, fact, lead, sink=sink)
     ids = (*prompt, *target[:-1])
     reads = tuple(range(len(prompt) - 1, len(ids)))
     _, spans = lm.tokens(lead + fact.text, sink=sink)
     first = token_at(spans, len(lead) + len(fact.before))
+    if first >= len(prompt):
+        raise RequestError(
+            f"The tokenizer joins '{fact.subject}' and '{fact.target_new}' to one token.",
+            "Word the prompt so that something stands between them.",
+        )
+    index = min(index, len(prompt) - 1)
     return Row(ids, index, reads, tuple(target), straddles, min(first, index))
 
 

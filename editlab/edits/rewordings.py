@@ -53,14 +53,14 @@ def with_words_left_out(fact: Fact, n: int, *, seed: int) -> list[Fact]:
     made = []
     for _ in range(n):
         kept = [word for word in fact.prompt.split() if "{}" in word or rng.random() < 0.5]
-        made.append(fact.model_copy(update={"prompt": " ".join(kept)}))
+        made.append(fact.with_prompt(" ".join(kept)))
     return made
 
 
 def with_other_openings(fact: Fact, n: int, *, seed: int) -> list[Fact]:
     """`n` copies that only name the subject, at most one of each opening."""
     chosen = _random("openings", fact, seed).sample(OPENINGS, min(n, len(OPENINGS)))
-    return [fact.model_copy(update={"prompt": opening}) for opening in chosen]
+    return [fact.with_prompt(opening) for opening in chosen]
 
 
 def _random(kind: str, fact: Fact, seed: int) -> random.Random:

@@ -85,8 +85,10 @@ def preferred(lm: LM, facts: Sequence[Fact], *, on_step: OnStep = silent) -> lis
     CounterFact's own notion of an edit that has something to do; weaker than `known`.
     """
     asked = list({fact.subject: fact for fact in facts if fact.target_true}.values())
-    new = force(lm, [(f.text, f.target_new) for f in asked], on_step=on_step)
-    true = force(lm, [(f.text, str(f.target_true)) for f in asked], on_step=on_step)
+    new, true = (
+        force(lm, [(f.text, t, f.prefix_of(f.text, t)) for f, t in zip(asked, targets, strict=True)], on_step=on_step)
+        for targets in ([f.target_new for f in asked], [str(f.target_true) for f in asked])
+    )
     return [f for f, a, b in zip(asked, new, true, strict=True) if b.nll < a.nll]
 
 

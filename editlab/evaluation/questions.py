@@ -12,10 +12,11 @@ own wording: what was edited must not be the answer to
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from editlab.facts import Fact
+from editlab.joining import TargetPrefix
 
 Kind = Literal[
     "rewrite",
@@ -51,6 +52,7 @@ class Asked:
             "no" for a statement to be judged.
         accepted: every right answer of a question with answers of its own.
         name: what the source calls this kind of question, or which made form it is.
+        prefixes: by role, what stands between prompt and target; the rule decides where there is none.
     """
 
     fact: int
@@ -59,11 +61,17 @@ class Asked:
     targets: dict[str, str]
     accepted: tuple[str, ...] = ()
     name: str = ""
+    prefixes: dict[str, TargetPrefix] = field(default_factory=dict)
 
 
 def asked(facts: Sequence[Fact], kinds: Collection[Kind] = KINDS) -> list[Asked]:
     """Every question of these kinds, fact by fact, in a fixed order."""
-    return [question for i, fact in enumerate(facts) for question in _of(i, fact) if question.kind in kinds]
+    return [
+        replace(question, prefixes={r: fact.prefix_of(question.prompt, t) for r, t in question.targets.items()})
+        for i, fact in enumerate(facts)
+        for question in _of(i, fact)
+        if question.kind in kinds
+    ]
 
 
 def _of(i: int, fact: Fact) -> Iterator[Asked]:
@@ -85,7 +93,8 @@ def _of(i: int, fact: Fact) -> Iterator[Asked]:
         own = {"own": question.answers[0]} if question.answers else {}
         yield Asked(i, "portability", question.prompt, own, question.answers, question.name)
     for role, target in targets.items():
-        prompt = f"Statement: {fact.text} {target}. Question: is the statement true or false? Answer: the statement is"
+        said = fact.statement(fact.text, target)
+        prompt = f"Statement: {said}. Question: is the statement true or false? Answer: the statement is"
         yield Asked(i, "fact_check", prompt, {"yes": "true", "no": "false"}, name=role)
 
 

@@ -22,6 +22,7 @@ import torch
 
 from editlab.evaluation.questions import SHOWN, Asked, asked
 from editlab.hooks.batch import pad_rows
+from editlab.joining import TargetPrefix
 from editlab.progress import OnStep, StepInfo, silent
 from editlab.rows import target_ids
 
@@ -76,13 +77,13 @@ class Scored:
 
 def force(
     lm: LM,
-    pairs: Sequence[tuple[str, str]],
+    pairs: Sequence[tuple[str, str] | tuple[str, str, TargetPrefix]],
     *,
     sink: bool = False,
     batch_tokens: int = 2048,
     on_step: OnStep = silent,
 ) -> list[Forced]:
-    """Scores of (prompt, target) pairs.
+    """Scores of (prompt, target) pairs, or of (prompt, target, what stands between the two).
 
     Args:
         sink: put the sink token in front of every row.
@@ -91,7 +92,19 @@ def force(
     Raises:
         RequestError: a target gives no token.
     """
-    parts = [target_ids(lm, prompt, target, sink=sink) for prompt, target in pairs]
+    return force_ids(
+        lm, [target_ids(lm, *pair, sink=sink) for pair in pairs], batch_tokens=batch_tokens, on_step=on_step
+    )
+
+
+def force_ids(
+    lm: LM,
+    parts: Sequence[tuple[Sequence[int], Sequence[int]]],
+    *,
+    batch_tokens: int = 2048,
+    on_step: OnStep = silent,
+) -> list[Forced]:
+    """The same of token ids: of prompts, and of what follows them."""
     rows: list[Row] = [(len(prompt), (*prompt, *target[:-1])) for prompt, target in parts]
     carrier = _carriers(rows)
     wanted: dict[Row, set[int]] = {}
@@ -129,8 +142,8 @@ def force(
             nll = -sum(value for value, _ in found) / len(found)
             out[i] = Forced(nll, tuple(parts[i][1]), tuple(token for _, token in found))
         done += len(of_pair)
-        on_step(StepInfo("scoring answers", done, len(pairs), "targets"))
-    return [out[i] for i in range(len(pairs))]
+        on_step(StepInfo("scoring answers", done, len(parts), "targets"))
+    return [out[i] for i in range(len(parts))]
 
 
 def _carriers(rows: Sequence[Row]) -> dict[Row, Row]:
@@ -182,7 +195,7 @@ def score(
     on_step: OnStep = silent,
 ) -> list[Scored]:
     """Every question's targets teacher-forced and, if `free`, its greedy continuation, all in shared batches."""
-    pairs = [(q.prompt, target) for q in questions for target in q.targets.values()]
+    pairs = [(q.prompt, t, q.prefixes.get(role, "auto")) for q in questions for role, t in q.targets.items()]
     forced = iter(force(lm, pairs, sink=sink, on_step=on_step))
     said: Sequence[str | None] = [None] * len(questions)
     if free:

@@ -120,18 +120,30 @@ def pad_rows(
     return Batch(ids, mask, spans, ends).to(device)
 
 
-def tokenize(tokenizer: Any, text: str, sink: int | None = None) -> tuple[list[int], tuple[Span, ...]]:
-    """Ids of `text` without special tokens, and the character span of each.
+@dataclass(frozen=True)
+class Encoded:
+    """A text as its tokenizer encodes it.
 
-    Args:
-        sink: a token id to put in front (its span is empty), or None.
+    Attributes:
+        ids: of the text alone. spans: the character range of each.
+        prefix, suffix: what the tokenizer puts around the text of itself.
     """
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+
+    ids: list[int]
+    spans: tuple[Span, ...]
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+
+
+def tokenize(tokenizer: Any, text: str) -> Encoded:
+    """The ids of a text, and what the tokenizer puts around them."""
+    encoded = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
     ids = list(encoded["input_ids"])
-    spans = tuple((int(a), int(b)) for a, b in encoded["offset_mapping"])
-    if sink is not None:
-        return [sink, *ids], ((0, 0), *spans)
-    return ids, spans
+    is_special = [bool(x) for x in encoded["special_tokens_mask"]]
+    start = next((i for i, special in enumerate(is_special) if not special), len(ids))
+    stop = next((i for i in range(len(ids), start, -1) if not is_special[i - 1]), start)
+    spans = tuple((int(a), int(b)) for a, b in encoded["offset_mapping"][start:stop])
+    return Encoded(ids[start:stop], spans, tuple(ids[:start]), tuple(ids[stop:]))
 
 
 def token_at(spans: Sequence[Span], char: int) -> int:

@@ -85,8 +85,16 @@ def trace(
     """
     config = config or Config()
     ids, spans = lm.tokens(fact.text, sink=True)
+    if answer is not None:
+        prompt, target = target_ids(lm, fact.text, answer, fact.prefix_of(fact.text, answer), sink=True)
+        ids, spans = ids[: len(prompt)], spans[: len(prompt)]  # the answer may change the prompt's last token
     start, stop = len(fact.before), len(fact.before) + len(fact.subject)
     inside = [i for i, (a, b) in enumerate(spans) if b > a and a < stop and b > start]
+    if not inside:
+        raise RequestError(
+            f"The tokenizer joins '{fact.subject}' and '{answer}' to one token: there is nothing to corrupt.",
+            "Word the prompt so that something stands between them.",
+        )
     first, last = inside[0], inside[-1]
     clean = pad_rows([ids], device=lm.device)
     n_layers, site = lm.adapter.n_layers, SITE[config.kind]
@@ -95,7 +103,7 @@ def trace(
         out = s.run(clean, read=torch.tensor([len(ids) - 1], device=lm.device))
     assert out.logits is not None
     p = out.logits[0].float().softmax(-1)
-    token = int(p.argmax()) if answer is None else target_ids(lm, fact.text, answer, sink=True)[1][0]
+    token = int(p.argmax()) if answer is None else target[0]
     p_clean = float(p[token])
     states = torch.stack([out.captured[site, n][0] for n in range(n_layers)])  # (L, T, D)
 
@@ -164,7 +172,8 @@ def trace_many(lm: LM, facts: Sequence[Fact], config: Config | None = None, on_s
         on_step(StepInfo("tracing facts", i, len(facts), "facts", fact.subject))
         name = fact.id or fact.text
         if fact.target_true:
-            prompt, target = target_ids(lm, fact.text, fact.target_true, sink=True)
+            prefix = fact.prefix_of(fact.text, fact.target_true)
+            prompt, target = target_ids(lm, fact.text, fact.target_true, prefix, sink=True)
             said = lm.forward(pad_rows([prompt], device=lm.device), torch.tensor([len(prompt) - 1]))[0]
             if int(said.argmax()) != target[0]:
                 left_out.append((name, "the model answers otherwise"))

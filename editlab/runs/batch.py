@@ -174,11 +174,18 @@ def _basis(lm: LM, facts: Sequence[Fact], plan: Plan) -> dict[str, str]:
     return {
         "weights": lm.base_hash,
         "tokenizer": lm.tokenizer_hash,
-        "facts": sha([f.model_dump(mode="json") for f in facts]),
+        "facts": sha([_content(f) for f in facts]),
         "plan": sha(plan.model_dump(mode="json")),
         "dtype": str(next(lm.model.parameters()).dtype),
         **versions(),
     }
+
+
+def _content(fact: Fact) -> dict[str, Any]:
+    row = fact.model_dump(mode="json")
+    if (fact.target_prefix, fact.target_prefix_by) == ("space", "rule"):
+        del row["target_prefix"], row["target_prefix_by"]  # what runs from before there was a choice have
+    return row
 
 
 def check_basis(journal: Journal, basis: dict[str, str], force: bool) -> None:

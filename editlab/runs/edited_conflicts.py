@@ -180,8 +180,14 @@ def _new_answer(items: Items, mine: Sequence[Item]) -> str | None:
 
 def _fact(item: Item, new: str) -> Fact:
     subject = item.case.subject
-    return Fact(prompt=place(item.wording.stem, subject), subject=subject, target_new=new, target_true=item.case.memory)
+    return Fact(
+        prompt=place(item.wording.stem, subject),
+        subject=subject,
+        target_new=new,
+        target_true=item.case.memory,
+        target_prefix=item.wording.target_prefix,
+    )
 
 
 def _first(lm: LM, item: Item, answer: str) -> int:
-    return target_ids(lm, item.query, answer, sink=False)[1][0]
+    return target_ids(lm, item.query, answer, item.wording.target_prefix, sink=False)[1][0]

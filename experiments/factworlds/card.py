@@ -74,8 +74,8 @@ def with_interval(hits: list[bool]) -> dict[str, Any]:
 def perplexity(lm: LM) -> float:
     """Of the held-out prose, by token, the first 600 characters of each passage after its first word."""
     total, n = 0.0, 0
-    pairs = [(text[:600].split(" ", 1)[0], text[:600].split(" ", 1)[1]) for text in passages(held_out=True)]
-    for forced in force(lm, pairs, sink=True):
+    halves = [text[:600].split(" ", 1) for text in passages(held_out=True)]
+    for forced in force(lm, [(first, rest, "space") for first, rest in halves], sink=True):
         total += forced.nll * len(forced.target)
         n += len(forced.target)
     return math.exp(total / n)

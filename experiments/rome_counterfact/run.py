@@ -45,8 +45,9 @@ def preferred(lm: LM, facts: list[Fact], n: int) -> list[Fact]:
         chunk = [f for f in facts[i : i + 20] if f.target_true]
         ok = [True] * len(chunk)
         for sink in FORMS.values():
-            new = force(lm, [(f.text, f.target_new) for f in chunk], sink=sink)
-            true = force(lm, [(f.text, str(f.target_true)) for f in chunk], sink=sink)
+            new = force(lm, [(f.text, f.target_new, f.target_prefix) for f in chunk], sink=sink)
+            old = [(f.text, f.target_true, f.prefix_of(f.text, f.target_true)) for f in chunk if f.target_true]
+            true = force(lm, old, sink=sink)
             ok = [o and t.nll < w.nll for o, t, w in zip(ok, true, new, strict=True)]
         kept += [f for f, o in zip(chunk, ok, strict=True) if o]
         if len(kept) >= n:

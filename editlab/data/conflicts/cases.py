@@ -20,6 +20,7 @@ from editlab.data.formats import facts_of, load_records
 from editlab.data.relations import relation
 from editlab.errors import RequestError
 from editlab.facts import Fact
+from editlab.joining import TargetPrefix
 
 Split = Literal["discovery", "validation", "test"]
 SHARES: dict[Split, float] = {"discovery": 0.3, "validation": 0.2, "test": 0.5}
@@ -34,6 +35,7 @@ class Case:
         stem: a prompt of its own, with `{}`; empty where the relation's is used.
         against: what its context asserts, if the file says so; else it is drawn.
         popularity: of the subject, in whatever unit the source has (population for countries); None if unknown.
+        target_prefix: what stands between the stem and an answer, where the file says so or the rule cannot tell.
     """
 
     relation: str
@@ -43,6 +45,7 @@ class Case:
     stem: str = ""
     against: str = ""
     popularity: float | None = None
+    target_prefix: TargetPrefix = "auto"
 
 
 def cases_of_relation(name: str) -> tuple[Case, ...]:
@@ -79,7 +82,12 @@ def cases_of_facts(facts: Sequence[Fact], source: str = "the list") -> tuple[Cas
     for fact in facts:
         if fact.target_true and fact.subject not in found:
             found[fact.subject] = Case(
-                fact.relation or "file", fact.subject, fact.target_true, stem=fact.prompt, against=fact.target_new
+                fact.relation or "file",
+                fact.subject,
+                fact.target_true,
+                stem=fact.prompt,
+                against=fact.target_new,
+                target_prefix=fact.prefix_of(fact.text, fact.target_true),
             )
     if not found:
         raise RequestError(

@@ -23,6 +23,7 @@ import yaml
 
 from editlab.data.relations import fill, relations
 from editlab.errors import ConfigError, UnknownName, did_you_mean
+from editlab.joining import TargetPrefix, join
 
 Format = Literal["substitution", "repeated", "reversed", "question", "paragraph", "irrelevant"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -89,12 +90,14 @@ class Wording:
     Attributes:
         stem: the prompt, with `{}` for the subject. texts: None where nothing is known but the prompt.
         variant: which paragraph.
+        target_prefix: what stands between the stem and an answer.
     """
 
     stem: str
     format: Format = "substitution"
     texts: Texts | None = None
     variant: int = 0
+    target_prefix: TargetPrefix = "auto"
 
     def __post_init__(self) -> None:
         if self.stem.count("{}") != 1:
@@ -120,7 +123,8 @@ class Wording:
 
     def evidence(self, subject: str, answer: str, other: str = "") -> str:
         """What the context says; `other` is the subject that it speaks of in the format `irrelevant`."""
-        statement = f"{self._stem(other if self.format == 'irrelevant' else subject)} {answer}."
+        about = other if self.format == "irrelevant" else subject
+        statement = f"{''.join(join(self._stem(about), answer, self.target_prefix))}."
         if self.format == "repeated":
             return f"{statement} {statement}"
         if self.format in ("substitution", "irrelevant") or self.texts is None:

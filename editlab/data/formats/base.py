@@ -173,6 +173,7 @@ def fact(values: Row, row: Row, names: Mapping[str, str], note: Note) -> Fact:
     Raises:
         Malformed: with every field that is wrong.
     """
+    values |= {name: row[name] for name in ("target_prefix", "target_prefix_by") if name in row}
     made = build(Fact, values, row, names)
     if made.target_new == made.target_true:
         note(names.get("target_new", "target_new"), "is also the true answer: the edit asks for what holds already")

@@ -139,8 +139,9 @@ def repeated(lm: LM, n: int, period: int, seed: int = 0) -> Batch:
     # Sorted, because the vocabulary comes in another order in every process.
     own = np.array(sorted(i for i in lm.tokenizer.get_vocab().values() if i not in special))
     rng = np.random.default_rng(seed)
+    sink = lm.need_sink()
     rows = [rng.choice(own, period, replace=len(own) < period) for _ in range(n)]
-    return pad_rows([[lm.sink, *row.tolist(), *row.tolist()] for row in rows], device=lm.device)
+    return pad_rows([[*sink, *row.tolist(), *row.tolist()] for row in rows], device=lm.device)
 
 
 def patterns(lm: LM, batch: Batch) -> list[Tensor]:
@@ -152,8 +153,9 @@ def patterns(lm: LM, batch: Batch) -> list[Tensor]:
 
 
 def on_repeats(pattern: Sequence[Tensor], period: int) -> dict[str, np.ndarray]:
-    """(B, L, H) scores of attention (B, H, 1 + 2 T, 1 + 2 T) on the sink and two rounds of T tokens."""
-    second = torch.arange(1 + period, 1 + 2 * period)
+    """(B, L, H) scores of attention (B, H, S + 2 T, S + 2 T) on the sink's S tokens and two rounds of T tokens."""
+    width = pattern[0].shape[-1]
+    second = torch.arange(width - period, width)
     found = {"previous": 1, "duplicate": period, "induction": period - 1}
     stacked = {
         role: torch.stack([layer[:, :, second, second - back].mean(-1) for layer in pattern], 1)

@@ -192,6 +192,7 @@ def repeats(lm: LM, n: int = 200, *, seed: int = 0) -> list[Prompt]:
         "names": sorted(vocabulary[f"Ġ{name}"] for name in NAMES if f"Ġ{name}" in vocabulary),
     }
     prompts = []
+    sink = lm.need_sink()
     for i in range(n):
         template = i % (len(POOLS) * len(PERIODS))
         period = PERIODS[template // len(POOLS)]
@@ -199,11 +200,11 @@ def repeats(lm: LM, n: int = 200, *, seed: int = 0) -> list[Prompt]:
         pool = pool if len(pool) > period else pools["any"]
         once = [int(t) for t in rng.choice(pool, period, replace=False)]
         seen = int(rng.integers(period // 2, period - 1))  # END repeats once[seen]
-        ids = (lm.sink, *once, *once[: seen + 1])
+        ids = (*sink, *once, *once[: seen + 1])
         answer = once[seen + 1]
-        text = lm.tokenizer.decode(list(ids[1:]))
+        text = lm.tokenizer.decode(list(ids[len(sink) :]))
         said = lm.tokenizer.decode([answer])
-        prompts.append(Prompt(text, ids, (said,), (answer,), 0, (seen + 2,), (-1,), template))
+        prompts.append(Prompt(text, ids, (said,), (answer,), 0, (seen + 1 + len(sink),), (-1,), template))
     return prompts
 
 

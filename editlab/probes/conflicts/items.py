@@ -25,6 +25,7 @@ from editlab.data.relations import relations
 from editlab.errors import RequestError
 from editlab.evaluation.known import known
 from editlab.evaluation.scorer import force
+from editlab.joining import TargetPrefix
 from editlab.progress import OnStep, silent
 from editlab.rows import target_ids
 from editlab.state.saved import Saved
@@ -220,7 +221,7 @@ def build_items(
 def _wording(case: Case, settings: ItemSettings, variant: int = 0) -> Wording:
     known_texts = texts().get(case.relation) if not case.stem else None
     stem = case.stem or settings.stem or (known_texts.stem if known_texts else "")
-    return Wording(stem, check_format(settings.format), known_texts, variant)
+    return Wording(stem, check_format(settings.format), known_texts, variant, case.target_prefix)
 
 
 def _known(
@@ -235,11 +236,11 @@ def _known(
         rejected.update({UNKNOWN: asked.not_said, GUESSED: asked.guessed})
         if settings.format != "question":
             return kept
-        forced = force(lm, [(queries[case], case.memory) for case in kept], on_step=on_step)
+        forced = force(lm, [(queries[case], case.memory, case.target_prefix) for case in kept], on_step=on_step)
         still = [case for case, f in zip(kept, forced, strict=True) if f.predicted[0] == f.target[0]]
         rejected[OTHERWISE] += len(kept) - len(still)
         return still
-    forced = force(lm, [(queries[case], case.memory) for case in cases], on_step=on_step)
+    forced = force(lm, [(queries[case], case.memory, case.target_prefix) for case in cases], on_step=on_step)
     kept = [case for case, f in zip(cases, forced, strict=True) if f.is_argmax]
     rejected[UNKNOWN] += len(cases) - len(kept)
     return kept
@@ -350,11 +351,11 @@ class _FirstTokens:
     def __init__(self, lm: LM) -> None:
         self.lm = lm
         self.prompts: dict[str, str] = {}
-        self.found: dict[tuple[str, str], int] = {}
+        self.found: dict[tuple[str, str, TargetPrefix], int] = {}
 
     def __call__(self, wording: Wording, answer: str, subject: str) -> int:
-        stem = wording.query_stem
-        if (stem, answer) not in self.found:
+        stem, prefix = wording.query_stem, wording.target_prefix
+        if (stem, answer, prefix) not in self.found:
             prompt = self.prompts.setdefault(stem, wording.query(subject))
-            self.found[stem, answer] = target_ids(self.lm, prompt, answer, sink=False)[1][0]
-        return self.found[stem, answer]
+            self.found[stem, answer, prefix] = target_ids(self.lm, prompt, answer, prefix, sink=False)[1][0]
+        return self.found[stem, answer, prefix]

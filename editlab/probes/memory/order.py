@@ -27,6 +27,7 @@ from editlab.data.stimuli.segments import OrderedPair
 from editlab.errors import ConfigError
 from editlab.evaluation.scorer import force
 from editlab.hooks.batch import pad_rows
+from editlab.joining import TargetPrefix
 
 if TYPE_CHECKING:
     from editlab.lm import LM
@@ -146,11 +147,11 @@ def association(lm: LM, pairs: Sequence[OrderedPair]) -> list[tuple[float, float
 
     Every passage is scored from its second word on, so that the same tokens are compared alone and after the other.
     """
-    asked = []
+    asked: list[tuple[str, str, TargetPrefix]] = []
     for p in pairs:
         for passage, other in ((p.first, p.second), (p.second, p.first)):
             head, rest = passage.split(" ", 1)
-            asked += [(head, rest), (f"{other} {head}", rest)]
+            asked += [(head, rest, "space"), (f"{other} {head}", rest, "space")]
     nll = [s.nll for s in force(lm, asked)]
     found = []
     for first, after_second, second, after_first in zip(*(nll[i::4] for i in range(4)), strict=True):

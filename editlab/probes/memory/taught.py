@@ -18,6 +18,7 @@ from editlab.evaluation.scorer import Forced, force
 
 if TYPE_CHECKING:
     from editlab.facts import Fact
+    from editlab.joining import TargetPrefix
     from editlab.lm import LM
 
 OTHERS = 3
@@ -65,11 +66,12 @@ def others_of(facts: Sequence[Fact], seed: int = 0) -> list[tuple[str, ...]]:
 
 def read_facts(lm: LM, facts: Sequence[Fact], others: Sequence[Sequence[str]]) -> list[FactReading]:
     """Read all facts in shared batches."""
-    pairs: list[tuple[str, str]] = []
+    pairs: list[tuple[str, str, TargetPrefix]] = []
     for fact, rest in zip(facts, others, strict=True):
-        pairs += [(fact.text, answer) for answer in (fact.target_new, *rest)]
-        pairs += [(text, fact.target_new) for text in fact.paraphrases[:PARAPHRASES]]
-        pairs += [(q.prompt, fact.target_true) for q in fact.neighbours[:NEIGHBOURS] if fact.target_true]
+        own = [(fact.text, answer) for answer in (fact.target_new, *rest)]
+        own += [(text, fact.target_new) for text in fact.paraphrases[:PARAPHRASES]]
+        own += [(q.prompt, fact.target_true) for q in fact.neighbours[:NEIGHBOURS] if fact.target_true]
+        pairs += [(text, answer, fact.prefix_of(text, answer)) for text, answer in own]
     scores = iter(force(lm, pairs))
     found = []
     for fact, rest in zip(facts, others, strict=True):

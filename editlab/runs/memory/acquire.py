@@ -28,6 +28,7 @@ from editlab.data.formats.fictional import FictionalPassage
 from editlab.data.stimuli import invented_passages
 from editlab.errors import ConfigError
 from editlab.evaluation.scorer import force
+from editlab.joining import join
 from editlab.probes.memory.acquisition import DEPTHS
 from editlab.progress import OnStep, silent
 from editlab.runs.memory.course import Course, Phase, Row
@@ -165,7 +166,7 @@ def _asked(lm: LM, plan: Sequence[tuple[str, FictionalPassage]], block: int) -> 
         ids, spans = lm.tokens(p.train_context)
         is_whole = len(ids) <= block
         seen = p.train_context if is_whole else p.train_context[: spans[block - 1][1]]
-        said = [f"{prompt} {target}" in seen for prompt, target in zip(p.mem_input, p.mem_target, strict=True)]
+        said = ["".join(join(prompt, target)) in seen for prompt, target in zip(p.mem_input, p.mem_target, strict=True)]
         for depth, name in _FIELDS.items():
             pairs = zip(getattr(p, f"{name}_input"), getattr(p, f"{name}_target"), strict=True)
             for i, (prompt, target) in enumerate(pairs):

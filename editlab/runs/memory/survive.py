@@ -216,7 +216,7 @@ def _shorten(learner: Learner, before: dict[str, torch.Tensor], gain: Callable[[
 
 
 def _sentence(lm: LM, fact: Fact) -> Ids:
-    prompt, target = target_ids(lm, fact.text, fact.target_new, sink=False)
+    prompt, target = target_ids(lm, fact.text, fact.target_new, fact.target_prefix, sink=False)
     return (*prompt, *target)
 
 
@@ -238,7 +238,7 @@ def survive_courses(lm: LM, settings: SurviveSettings, on_step: OnStep = silent)
         if engine not in (LOADED, TRAIN, MATCHED):
             registry.get(engine)
     teacher = Teacher(lm, facts_for(lm, settings, on_step), settings, on_step)
-    texts = [f"{fact.text} {fact.target_new}" for fact in teacher.facts]
+    texts = [fact.statement(fact.text, fact.target_new) for fact in teacher.facts]
     controls = [ids_of(lm, t, settings.block) for t in filler(CONTROLS, 10**6 + settings.seed, settings.filler_text)]
     courses = []
     for engine in settings.engines:
