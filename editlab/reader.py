@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from editlab.errors import ConfigError, ModelError, UnknownName
+from editlab.errors import ConfigError, ModelError, RequestError, UnknownName
 from editlab.hooks.adapter import ModelAdapter
 from editlab.hooks.arguments import check_batch, check_choice, check_texts, places_of
 from editlab.hooks.batch import Batch, Span, pad_rows, tokenize
