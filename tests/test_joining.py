@@ -169,6 +169,7 @@ def test_edit_and_evaluation_see_the_same_tokens(lm: LM) -> None:
         assert scored[0].forced["new"].target == row.targets
         (check,) = [q for q in asked([fact], ["fact_check"]) if q.name == "new"]
         assert fact.statement(fact.text, fact.target_new) in check.prompt
+        assert check.prompt.endswith("is") and not check.prefixes  # "true" follows words of ours
 
 
 def test_a_subject_that_melts_into_the_target_is_refused(lm: LM) -> None:

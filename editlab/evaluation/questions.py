@@ -67,11 +67,17 @@ class Asked:
 def asked(facts: Sequence[Fact], kinds: Collection[Kind] = KINDS) -> list[Asked]:
     """Every question of these kinds, fact by fact, in a fixed order."""
     return [
-        replace(question, prefixes={r: fact.prefix_of(question.prompt, t) for r, t in question.targets.items()})
+        _with_prefixes(question, fact)
         for i, fact in enumerate(facts)
         for question in _of(i, fact)
         if question.kind in kinds
     ]
+
+
+def _with_prefixes(question: Asked, fact: Fact) -> Asked:
+    if question.kind in ("unrelated", "fact_check"):
+        return question  # these end in words of ours, which the fact says nothing about
+    return replace(question, prefixes={r: fact.prefix_of(question.prompt, t) for r, t in question.targets.items()})
 
 
 def _of(i: int, fact: Fact) -> Iterator[Asked]:

@@ -32,7 +32,7 @@ def one_by_one(lm: LM, questions: list[Asked]) -> tuple[list[float], float]:
     out = []
     for q in questions:
         for role, target in q.targets.items():
-            prompt, wanted = target_ids(lm, q.prompt, target, q.prefixes[role], sink=False)
+            prompt, wanted = target_ids(lm, q.prompt, target, q.prefixes.get(role, "auto"), sink=False)
             logits = lm.model(torch.tensor([[*prompt, *wanted[:-1]]], device=lm.device)).logits[0, len(prompt) - 1 :]
             out.append(-float(logits.log_softmax(-1)[range(len(wanted)), wanted].mean()))
     return out, now() - began
@@ -61,7 +61,7 @@ def main() -> None:
     questions = asked(facts, KINDS)
     force(lm, [("warm", "up")])
     lm.generate(["warm up"], 2)
-    pairs = [(q.prompt, target, q.prefixes[role]) for q in questions for role, target in q.targets.items()]
+    pairs = [(q.prompt, target, q.prefixes.get(role, "auto")) for q in questions for role, target in q.targets.items()]
     print(f"{lm.name}: {len(facts)} records, {len(questions)} prompts, {len(pairs)} likelihoods")
 
     began = now()
