@@ -219,6 +219,8 @@ class Fact(BaseModel):
     @model_serializer(mode="wrap")
     def _dump(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
         row: dict[str, Any] = handler(self)
+        if info.exclude_defaults and not self.neighbours:
+            row.pop("neighbours", None)  # a field with a serializer of its own is never seen as a default
         if info.exclude_defaults and self.target_prefix_by == "rule":
             row.pop("target_prefix", None)  # the rule says it again
             row.pop("target_prefix_by", None)
