@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -30,32 +31,45 @@ if TYPE_CHECKING:
 SEEDS = ("The", "Therefore", "Because", "I", "You")
 
 
-def contexts(lm: LM, *, per_length: dict[int, int], seed: int) -> list[str]:
+Begin = Literal["both", "memit", "rome"]
+
+
+def contexts(lm: LM, *, per_length: dict[int, int], seed: int, begin: Begin = "both") -> list[str]:
     """Random texts to put in front of a prompt.
 
     Args:
         per_length: how many texts of which length in tokens, the seed word included; {10: 5} is MEMIT's choice,
             {5: 10, 10: 10} ROME's.
         seed: of the sampler (top-k 5).
+        begin: what is continued: "both" a word after a sink token, "memit" a word as the tokenizer gives it, "rome" the
+            sink token alone, which counts as one of the tokens.
     """
-    settings = {"lengths": sorted(per_length.items()), "seed": seed, "words": SEEDS, "sampled": "top-k 5 alone"}
+    settings: dict[str, Any] = {"lengths": sorted(per_length.items()), "seed": seed, "words": SEEDS}
+    settings["sampled"] = "top-k 5 alone"
+    if begin != "both":
+        settings["begin"] = begin
     key = hashlib.sha256(json.dumps([lm.base_hash, lm.tokenizer_hash, settings]).encode()).hexdigest()[:20]
-    return cached_json("contexts", key, lambda: _sample(lm.pristine(), per_length, seed))
+    return cached_json("contexts", key, lambda: _sample(lm.pristine(), per_length, seed, begin))
 
 
-def _sample(lm: LM, per_length: dict[int, int], seed: int) -> list[str]:
+def _sample(lm: LM, per_length: dict[int, int], seed: int, begin: Begin) -> list[str]:
     out: list[str] = []
     generator = torch.Generator(lm.device).manual_seed(seed)
     for length, count in sorted(per_length.items()):
-        words = [SEEDS[i % len(SEEDS)] for i in range(count)]
-        rows = [lm.tokens(word, sink=True)[0] for word in words]
+        words = [SEEDS[i % len(SEEDS)] if begin != "rome" else "" for i in range(count)]
+        rows = [lm.tokens(word, sink=begin != "memit")[0] for word in words]
         batch = pad_rows(rows, device=lm.device)
-        new = max(1, length - (len(rows[0]) - 1))
+        new = max(1, length - (len(rows[0]) - (begin == "both")))
         ids = lm.generate_ids(batch, new, generator=generator, do_sample=True, top_k=5, min_new_tokens=new)
         for word, row in zip(words, ids, strict=True):
             text = word + lm.tokenizer.decode(row, skip_special_tokens=True)
-            out.append(" ".join(text.split()))
+            out.append(" ".join(text.split()) if begin == "both" else _as_released(text))
     return out
+
+
+def _as_released(text: str) -> str:
+    """The text as the released code puts it in front of prompts; braces, which it cannot format, become spaces."""
+    return unicodedata.normalize("NFKD", text).replace("\n\n", " ").replace("{", " ").replace("}", " ")
 
 
 @dataclass(frozen=True)

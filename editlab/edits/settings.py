@@ -27,7 +27,15 @@ def memory_layer(adapter: ModelAdapter, layer: int | None) -> int:
     return adapter.check_layer(adapter.n_layers * 5 // 6 if layer is None else layer)
 
 
-class LocateEditSettings(MethodConfig):
+class EditSettings(MethodConfig):
+    """What every method's settings have."""
+
+    preset: Literal["tuned", "published"] = Field(
+        "tuned", description="settings of the model below those given here: tuned for it, or as the source has them"
+    )
+
+
+class LocateEditSettings(EditSettings):
     """How keys are averaged, values optimised, and ordinary text preserved."""
 
     layer: int | None = Field(None, ge=0, description="layer whose down projection is edited; default by model")
@@ -41,6 +49,17 @@ class LocateEditSettings(MethodConfig):
     stop_loss: float = Field(0.08, ge=0, description="a value is done when its loss falls below this (paper: 0.05)")
     contexts: dict[PositiveInt, PositiveInt] = Field(
         default={10: 5}, description="random texts put in front of the prompt: {length in tokens: how many}"
+    )
+    forms: Literal["both", "memit", "rome"] = Field(
+        "both",
+        description="rows of a prompt: both (after a sink token and bare), or those of memit's or rome's released code",
+    )
+    relative_to: Literal["stream", "output"] = Field(
+        "stream",
+        description="state that clamp and decay are relative to: the stream, or the MLP's output (ROME)",
+    )
+    steps_on_top: int = Field(
+        0, ge=0, description="end once the target led behind every context in so many losses; 0: never (ENCORE: 2 to 4)"
     )
     seed: int = Field(0, ge=0, description="seed of the contexts")
     stats_text: str = Field("factbook", description="ordinary text: 'factbook' or a file")

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -59,6 +60,7 @@ class Form:
         canonical_keys: (n, d_mlp) of the canonical rows alone; canonical_value: (d_model,) of the first.
         reference: (d_model,) state that the shift is added to in the first row: the residual stream after the block,
             or the down projection's output where a norm follows it.
+        scale: (d_model,) state of the first row that clamp and decay are relative to.
     """
 
     fact: Fact
@@ -71,28 +73,36 @@ class Form:
     canonical_keys: Tensor
     canonical_value: Tensor
     reference: Tensor
+    scale: Tensor
     is_moved: bool = False
 
-    def target(self, reference: Tensor) -> Target:
-        return Target(self.rows, self.essence, reference)
+    @property
+    def target(self) -> Target:
+        return Target(self.rows, self.essence, self.scale)
 
 
 def forms(lm: LM, facts: Sequence[Fact], layer: int, settings: LocateEditSettings, metric: Metric) -> list[list[Form]]:
     """The keys of each fact: the averaged one first, then those that stand apart; all from one batched forward."""
-    texts = contexts(lm, per_length=settings.contexts, seed=settings.seed)
-    asked = [_canonical(lm, fact, layer) for fact in facts]
+    texts = contexts(lm, per_length=settings.contexts, seed=settings.seed, begin=settings.forms)
+    released = settings.forms != "both"
+    canonical = [_as_tokenized(lm, fact) if released else _canonical(lm, fact, layer) for fact in facts]
     rows = [
-        [*canonical.values(), *(rewrite_row(lm, fact, context=text, sink=True) for text in texts)]
-        for fact, (canonical, _) in zip(facts, asked, strict=True)
+        [*own.values(), *(rewrite_row(lm, fact, context=text, sink=not released) for text in texts)]
+        for fact, (own, _) in zip(facts, canonical, strict=True)
     ]
     states = states_at(lm, layer, [row for of_fact in rows for row in of_fact])
-    at_stream = site_of_shift(lm, layer)[0] == "resid_pre"
     found, start = [], 0
-    for fact, (canonical, is_first), of_fact in zip(facts, asked, rows, strict=True):
+    for fact, (own, is_first), of_fact in zip(facts, canonical, rows, strict=True):
         part = states.rows(slice(start, start + len(of_fact)))
         start += len(of_fact)
-        found.append(_forms_of(lm, fact, canonical, is_first, of_fact, part, at_stream, metric))
+        source = _Rows(lm, fact, own, of_fact, part, layer, settings)
+        found.append([source.form("prompt", range(len(of_fact)), 1)] if released else source.forms(is_first, metric))
     return found
+
+
+def _as_tokenized(lm: LM, fact: Fact) -> tuple[dict[str, Row], dict[str, bool]]:
+    """The prompt's one row in the released code, which puts nothing in front that the tokenizer does not."""
+    return {"bare": rewrite_row(lm, fact, sink=False)}, {}
 
 
 def _canonical(lm: LM, fact: Fact, layer: int) -> tuple[dict[str, Row], dict[str, bool]]:
@@ -107,47 +117,67 @@ def _canonical(lm: LM, fact: Fact, layer: int) -> tuple[dict[str, Row], dict[str
     return canonical, is_first
 
 
-def _forms_of(
-    lm: LM,
-    fact: Fact,
-    canonical: dict[str, Row],
-    is_first: dict[str, bool],
-    rows: Sequence[Row],
-    states: TokenStates,
-    at_stream: bool,
-    metric: Metric,
-) -> list[Form]:
-    reference = states.hidden if at_stream else states.value
-    keys, outputs = states.key.cpu().double(), states.value.cpu().double()
+@dataclass(frozen=True)
+class _Rows:
+    """A fact's rows, the `canonical` ones first, and what the edit layer's MLP does at the edited token of each."""
 
-    def form(name: str, members: list[int], n_canonical: int) -> Form:
-        n_contexts = len(members) - n_canonical
-        share = 0.5 if n_contexts and n_canonical else float(n_canonical > 0)  # of the canonical forms
-        weights = [share / max(1, n_canonical)] * n_canonical + [(1 - share) / max(1, n_contexts)] * n_contexts
-        w = torch.tensor(weights, dtype=torch.float64)
+    lm: LM
+    fact: Fact
+    canonical: dict[str, Row]
+    rows: Sequence[Row]
+    states: TokenStates
+    layer: int
+    settings: LocateEditSettings
+
+    @cached_property
+    def keys(self) -> Tensor:
+        return self.states.key.cpu().double()
+
+    @cached_property
+    def outputs(self) -> Tensor:
+        return self.states.value.cpu().double()
+
+    def forms(self, is_first: dict[str, bool], metric: Metric) -> list[Form]:
+        """The averaged key, without the canonical rows that it would not serve, and one for each of those."""
+        together = [i for i, name in enumerate(self.canonical) if not is_first[name]]
+        others = list(range(len(self.canonical), len(self.rows)))
+        if others:
+            average = self.form("prompt", together + others, len(together))
+            gains = canonical_gain(metric, average.key, self.keys[: len(self.canonical)])
+            together = [i for i in together if gains[i] >= OWN_KEY_BELOW]
+        apart = [i for i in range(len(self.canonical)) if i not in together]
+        found = [self.form("prompt", together + others, len(together))] if together or others else []
+        names = list(self.canonical)
+        return found + [self.form(names[i], [i], 1, is_moved=is_first[names[i]]) for i in apart]
+
+    def form(self, name: str, members: Sequence[int], n_canonical: int, *, is_moved: bool = False) -> Form:
+        """The rows at `members`, the first `n_canonical` of which are canonical, as one key."""
+        members, states = list(members), self.states
+        at_stream = site_of_shift(self.lm, self.layer)[0] == "resid_pre"
+        to_output = self.settings.relative_to == "output"
+        w = torch.tensor(self._weights(len(members), n_canonical), dtype=torch.float64)
+        own = {"prompt": next(iter(self.canonical))}.get(name, name)
         return Form(
-            fact=fact,
+            fact=self.fact,
             name=name,
-            rows=tuple(rows[i] for i in members),
+            rows=tuple(self.rows[i] for i in members),
             weights=w,
-            essence=None if is_first.get(name) else essence_row(lm, fact, sink=name != "bare"),
-            key=w @ keys[members],
-            value=w @ outputs[members],
-            canonical_keys=keys[members[: max(1, n_canonical)]],
-            canonical_value=outputs[members[0]],
-            reference=reference[members[0]].float(),
-            is_moved=is_first.get(name, False),
+            essence=None if is_moved else essence_row(self.lm, self.fact, sink=own != "bare"),
+            key=w @ self.keys[members],
+            value=w @ self.outputs[members],
+            canonical_keys=self.keys[members[: max(1, n_canonical)]],
+            canonical_value=self.outputs[members[0]],
+            reference=(states.hidden if at_stream else states.value)[members[0]].float(),
+            scale=(states.hidden if at_stream and not to_output else states.value)[members[0]].float(),
+            is_moved=is_moved,
         )
 
-    together = [i for i, name in enumerate(canonical) if not is_first[name]]
-    others = list(range(len(canonical), len(rows)))
-    if others:
-        average = form("prompt", together + others, len(together))
-        gains = canonical_gain(metric, average.key, keys[: len(canonical)])
-        together = [i for i in together if gains[i] >= OWN_KEY_BELOW]
-    apart = [i for i in range(len(canonical)) if i not in together]
-    found = [form("prompt", together + others, len(together))] if together or others else []
-    return found + [form(list(canonical)[i], [i], 1) for i in apart]
+    def _weights(self, n: int, n_canonical: int) -> list[float]:
+        if self.settings.forms == "rome":
+            return [1 / n] * n
+        n_contexts = n - n_canonical
+        share = 0.5 if n_contexts and n_canonical else float(n_canonical > 0)  # of the canonical forms
+        return [share / max(1, n_canonical)] * n_canonical + [(1 - share) / max(1, n_contexts)] * n_contexts
 
 
 def _off_the_sink(lm: LM, row: Row, layer: int) -> Row:
@@ -173,17 +203,14 @@ def shifts(
     layer: int,
     of: Sequence[Form],
     settings: LocateEditSettings,
-    references: Sequence[Tensor] | None = None,
     on_step: OnStep = silent,
 ) -> list[Value]:
-    """The optimised shift of each form; `references` defaults to the forms' own.
+    """The optimised shift of each form.
 
     Raises:
         EditFailed: a target is answered already, or was not made more likely.
     """
-    refs = references if references is not None else [form.reference for form in of]
-    targets = [form.target(ref) for form, ref in zip(of, refs, strict=True)]
-    values = values_of(lm, layer, targets, settings, on_step)
+    values = values_of(lm, layer, [form.target for form in of], settings, on_step)
     alone = all(form.fact is of[0].fact for form in of)
     for form, value in zip(of, values, strict=True):
         if not alone:

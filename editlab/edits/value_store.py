@@ -66,6 +66,8 @@ def _key(lm: LM, layer: int, target: Target, settings: ValueSettings) -> str:
     # The reference states differ in their last bits with the batch that they were computed in.
     length = f"{float(target.reference.norm()):.4g}"
     chosen = {name: getattr(settings, name) for name in _FIELDS}
+    if settings.steps_on_top:
+        chosen["steps_on_top"] = settings.steps_on_top
     what = [lm.state_hash, str(lm.device.type), layer, rows, target.essence is None, length, chosen]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 

@@ -37,7 +37,7 @@ def speed(model: str | None, layer: int) -> dict[str, Any]:
     texts = contexts(lm, per_length={5: 10, 10: 10}, seed=0)
     rows = [rewrite_row(lm, fact, sink=True)] + [rewrite_row(lm, fact, context=t, sink=True) for t in texts]
     target = Target(tuple(rows), essence_row(lm, fact, sink=True), states_at(lm, layer, rows[:1]).hidden[0].float())
-    settings = SimpleNamespace(steps=25, lr=0.5, clamp=0.75, decay=0.5, kl_factor=0.0625, stop_loss=0.0)
+    settings = SimpleNamespace(steps=25, lr=0.5, clamp=0.75, decay=0.5, kl_factor=0.0625, stop_loss=0.0, steps_on_top=0)
     plain_rows = [(r.ids, r.index, r.reads, r.targets) for r in (*rows, target.essence)]
     block = lm.model.get_submodule(lm.adapter.layers[layer].block)
     optimise(lm, layer, [target], SimpleNamespace(**(vars(settings) | {"steps": 2})))  # warm up

@@ -41,7 +41,7 @@ def main() -> None:
     layer = edit_layers(lm.adapter, settings)[-1]
     facts = load_facts(options.facts_file)[: options.facts]
     found = [f for of in forms(lm, facts, layer, settings, preserving(lm, layer, settings)) for f in of]
-    targets = [form.target(form.reference) for form in found]
+    targets = [form.target for form in found]
     began = time.perf_counter()
     values = optimise_all(lm, layer, targets, settings)
     fast = time.perf_counter() - began

@@ -1,14 +1,19 @@
 """ROME as released in kmeng01/rome, with two different keys; for reproducing its numbers, not for use.
 
-u = C^-1 k with k the average key over contexts, but the residual and the denominator come from the bare prompt's key
-k_0:  W' = W + (v* - m_0) u^T / (u^T k_0). So W' k_0 = v* holds and W' k = v* does not, and where u^T k_0 nearly
-vanishes the update explodes (arXiv 2403.07175). The subject at position 0 is the usual case: see `rome`.
-The value's clamp and decay are relative to the MLP's output, as in that code (arXiv 2202.05262, released settings).
+u = C^-1 k with k the plain mean of the key over the bare prompt and 20 contexts, but the residual and the denominator
+come from the bare prompt's key k_0:  W' = W + (v* - m_0) u^T / (u^T k_0). So W' k_0 = v* holds and W' k = v* does not,
+and where u^T k_0 nearly vanishes the update explodes (arXiv 2403.07175). The subject at position 0 is the usual case:
+see `rome`. As in that code no sink token is put in front that the tokenizer does not put there, contexts are continued
+from the end-of-text token, and clamp, decay and stop are relative to the MLP's output (arXiv 2202.05262, released
+settings).
+
+It differs from that code only in what is drawn or read: contexts come from a seeded generator and the unedited
+weights, C from `stats_text` in place of Wikipedia and with a jitter of 1e-6 of its mean diagonal, in float64.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -37,6 +42,12 @@ class Config(LocateEditSettings):
     contexts: dict[PositiveInt, PositiveInt] = Field(
         default={5: 10, 10: 10}, description="random texts put in front of the prompt: {length in tokens: how many}"
     )
+    forms: Literal["both", "memit", "rome"] = Field(
+        "rome", description="rows of a prompt, as in `rome`; released: rome"
+    )
+    relative_to: Literal["stream", "output"] = Field(
+        "output", description="state that clamp and decay are relative to; released: output"
+    )
 
 
 def compute(lm: LM, facts: list[Fact], config: Config, on_step: OnStep = silent) -> Edit:
@@ -49,7 +60,7 @@ def compute(lm: LM, facts: list[Fact], config: Config, on_step: OnStep = silent)
     layer = edit_layer(lm.adapter, config)
     metric = preserving(lm, layer, config, on_step)
     form = forms(lm, [fact], layer, config, metric)[0][0]
-    value = shifts(lm, layer, [form], config, [form.canonical_value.float()], on_step)[0]
+    value = shifts(lm, layer, [form], config, on_step)[0]
     u = metric.solve(form.key[:, None].cpu())[:, 0]
     bare = form.canonical_keys[0].cpu()
     denominator = float(u @ bare)
