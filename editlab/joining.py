@@ -88,6 +88,21 @@ def join(prompt: str, target: str, prefix: TargetPrefix = "auto") -> tuple[str, 
     return prompt, f" {target.strip()}" if prefix == "space" else target.rstrip()
 
 
+def is_question(text: str) -> bool:
+    """Whether a text ends in a question mark of any script; closing brackets and quotes may stand behind it."""
+    text = text.rstrip()
+    while text and unicodedata.category(text[-1]) in ("Pe", "Pf"):
+        text = text[:-1]
+    if text.endswith(";"):  # Greek's
+        return unicodedata.name(text[-2:-1] or " ", "").startswith("GREEK")
+    return text[-1:] in set("?？؟\u037e՞⁇⸮︖﹖፧")
+
+
+def question_mark(text: str) -> str:
+    """The question mark that goes behind a text: full-width in a script without spaces."""
+    return "？" if text and _is_in(text.rstrip()[-1:] or " ", _UNSPACED_SCRIPTS) else "?"
+
+
 def _closes(target: str) -> Joint | None:
     t, following = target[0], target[1:2]
     if t == "." and following.isalnum():

@@ -1,7 +1,8 @@
 """Comparing what a model says with what it should say, as text.
 
 Normalisation follows SQuAD's scorer as far as it is about form: letter case, accents, punctuation and white space do
-not count. Words do, so "Niger" is not found in "Nigeria".
+not count. Words do, so "Niger" is not found in "Nigeria". So do signs that change what is meant: C++ and C# are not C,
+.NET is not NET, A- is not A, -5, 50 %, 50 ° and $50 are not 5 and 50, and 3.5 is not 3 5.
 """
 
 from __future__ import annotations
@@ -9,26 +10,73 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
-from itertools import accumulate
 
+# A full stop that is one: no decimal point, and not the first sign of a name (".NET").
+_POINT = r"(?:。|\.(?!(?<=\d\.)\d)(?!(?<![^\s(\"'“]\.)\w))"
+_FULL_STOP = re.compile(_POINT)
 # Where a free answer ends of itself (WILD, arXiv 2502.11177): a full stop, or a new line. The stop of an initial or of
 # two letters, as in "D.C." and "St. Louis", is none.
-_STOP = re.compile(r"(?<!\b[A-Z])(?<!\b[A-Z][a-z])\.|\n")
+_STOP = re.compile(rf"(?<!\b[A-Z])(?<!\b[A-Z][a-z]){_POINT}|\n")
+_CURRENCIES = "".join(c for c in map(chr, range(0x24, 0xAAFF)) if unicodedata.category(c) == "Sc")
+# An amount is one word, whichever side its sign stands on: "$50", "$ 50" and "50 $".
+_AMOUNT = re.compile(rf"(-?)([{_CURRENCIES}]) ?(-?\d(?:[\d.,]*\d)?)")
+_UNIT = re.compile(rf"(\d) ([%‰°{_CURRENCIES}])")
+_MINUS = "-\N{MINUS SIGN}"
+_AFTER_A_WORD = "+#"
+_BEFORE_A_NUMBER = "<>≤≥≠±"
 
 
 def normalised(text: str) -> str:
-    """Lower case, without accents and punctuation, single spaces; scripts without spaces become one word a sign."""
-    decomposed = unicodedata.normalize("NFKD", text.casefold())
-    return " ".join("".join(_kept(c) for c in decomposed if not unicodedata.combining(c)).split())
+    """Lower case, without accents and punctuation, single spaces; scripts without spaces become one word a sign.
+
+    A text of nothing but signs is what it is.
+    """
+    plain = _decomposed(text.casefold().replace("♯", "#"))
+    plain = _AMOUNT.sub(r" \1\3\2 ", _UNIT.sub(r"\1\2", " ".join(plain.split())))
+    words = " ".join("".join(_kept(plain, i) for i in range(len(plain))).split())
+    return words or "".join(plain.split())
 
 
-def _kept(c: str) -> str:
-    if c.isascii():
-        return c if c.isalnum() else " "
-    if unicodedata.name(c, "").startswith(("CJK", "HIRAGANA", "KATAKANA")):
+def _decomposed(text: str) -> str:
+    """Without accents; a sign such as ≠ stays whole."""
+    parts = []
+    for c in text:
+        is_sign = unicodedata.category(c) == "Sm"
+        whole = unicodedata.normalize("NFKD", c)
+        parts.append(c if is_sign and len(whole) > 1 else whole)
+    return "".join(c for c in "".join(parts) if not unicodedata.combining(c))
+
+
+def _kept(text: str, i: int) -> str:
+    """What becomes of the character at `i`."""
+    c, before, after = text[i], text[i - 1 : i], text[i + 1 : i + 2]
+    kind = unicodedata.category(c)
+    if unicodedata.name(c, "").startswith(("CJK", "HIRAGANA", "KATAKANA")) and kind[0] == "L":
         return f" {c} "
-    # Letters, numbers and the vowel signs of Indic scripts.
-    return c if unicodedata.category(c)[0] in "LNM" else " "
+    if kind[0] in "LNM":  # letters, numbers and the vowel signs of Indic scripts
+        return c
+    if c in _CURRENCIES:
+        return c if before.isdigit() else f" {c} "
+    if c in "%‰°":
+        return c if before.isdigit() else " "
+    if c in _AFTER_A_WORD:
+        return c if before.isalnum() or (before and before in _AFTER_A_WORD) else " "
+    if c in _BEFORE_A_NUMBER:
+        return f" {c} " if text[i + 1 :].lstrip(" ")[:1].isdigit() else " "
+    if c == ".":
+        is_decimal, begins_a_name = before.isdigit() and after.isdigit(), not before.strip() and after.isalnum()
+        return c if is_decimal or begins_a_name else " "
+    if c in _MINUS and _is_minus(text, i):
+        return "-"
+    return " "
+
+
+def _is_minus(text: str, i: int) -> bool:
+    """Of a negative number, or behind a grade, a blood group or an ion: "A-", "Cl-"."""
+    if not text[i - 1 : i].isalnum():
+        return text[i + 1 : i + 2].isdigit() and text[i - 1 : i] not in (")", "%")
+    word = re.search(r"[^\W\d_]+$", text[:i])
+    return word is not None and len(word[0]) <= 2 and not text[i + 1 : i + 2].isalnum()
 
 
 def first_sentence(answer: str) -> str:
@@ -41,7 +89,8 @@ def is_exactly(answer: str, accepted: Iterable[str]) -> bool:
 
     Not only up to the first full stop, because an accepted text may hold some itself.
     """
-    ends = accumulate(answer.strip().split("\n")[0].split("."), "{}.{}".format)
+    line = answer.strip().split("\n")[0]
+    ends = {line, *(line[: stop.start()] for stop in _FULL_STOP.finditer(line))}
     return not {normalised(a) for a in accepted}.isdisjoint({normalised(end) for end in ends} - {""})
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from editlab.facts import Fact
-from editlab.joining import TargetPrefix
+from editlab.joining import TargetPrefix, is_question
 
 Kind = Literal[
     "rewrite",
@@ -107,7 +107,7 @@ def _of(i: int, fact: Fact) -> Iterator[Asked]:
 def negated(fact: Fact) -> tuple[str, ...]:
     """The rewrite prompt turned into its negation: by a lead, and by "not" where the prompt ends in a copula."""
     text = fact.text
-    if text.rstrip().endswith("?"):
+    if is_question(text):
         return (f"Give a wrong answer to the question: {text}",)
     forms = [f"It is not true that {fact.text_within}"]
     if text.split()[-1] in _COPULAS:

@@ -227,6 +227,64 @@ def test_an_answer_that_holds_full_stops_is_told_from_one_that_goes_on() -> None
     assert first_sentence("J. R. R. Tolkien. He") == "J. R. R. Tolkien"
 
 
+@pytest.mark.parametrize(
+    ("answer", "target", "is_same"),
+    [
+        (" C.", "C++", False),
+        (" C++. It", "C++", True),
+        (" C++", "C", False),
+        (" C#, which", "C", False),
+        (" C♯", "C#", True),
+        (" NET", ".NET", False),
+        (" .NET. It", ".NET", True),
+        (" .NET", "the .NET", False),
+        (" A-", "A", False),
+        (" A−.", "A-", True),
+        (" A+", "A-", False),
+        (" O-", "O+", False),
+        (" 50", "50 %", False),
+        (" 50%.", "50 %", True),
+        (" 20 °C", "20", False),
+        (" 5", "-5", False),
+        (" −5. So", "-5", True),
+        (" 50", "$50", False),
+        (" $50 now", "€50", False),
+        (" US$ 50", "$50", False),
+        (" 50 €.", "€50", True),
+        (" -$1,000.50", "-1,000.50 $", True),
+        (" 3.5", "3-5", False),
+        (" 35", "3.5", False),
+        (" 3", "3.5", False),
+        (" 3.5 million", "3", False),
+        (" +", "-", False),
+        (" ≤ 5", "≥ 5", False),
+        # What is form still does not count.
+        (" Guinea Bissau.", "Guinea-Bissau", True),
+        (" **D.C.**", "DC", False),
+        (" d c", "D.C.", True),
+        (" 1999-2000", "1999–2000", True),
+        (" Curaçao!", "curacao", True),
+        (" e-mail", "E mail", True),
+        (" (Rome)", "Rome", True),
+        (" 東京。日本", "東京", True),
+    ],
+)
+def test_signs_that_change_what_is_meant_count(answer: str, target: str, is_same: bool) -> None:
+    assert is_exactly(answer, (target,)) == is_same
+    if not is_same:
+        assert position(answer, target) is None or normalised(answer) != normalised(target)
+    else:
+        assert begins(answer, target)
+
+
+def test_signs_count_where_a_target_is_looked_for() -> None:
+    assert not begins(" C++ is", "C") and not begins(" C.", "C++") and not begins(" $50", "50")
+    assert position("it costs $50", "50") is None and position("it is -5 now", "5") is None
+    assert begins(" C. It", "C") and begins(" 50 percent", "50")
+    assert first_sentence(".NET is. It") == ".NET is" and first_sentence("3.5 million. It") == "3.5 million"
+    assert first_sentence("東京。日本") == "東京"
+
+
 def test_entropy_of_repetition_is_lower_and_matches_its_formula() -> None:
     text = "a b a b a"
     # 2-grams: ab, ba, ab, ba; 3-grams: aba, bab, aba.

@@ -8,6 +8,7 @@ from editlab.data.formats.base import Layout, Note, Row, fact, first, identity, 
 from editlab.data.formats.places import place_subject
 from editlab.data.formats.questions import asked, by_kind, follows
 from editlab.facts import Fact
+from editlab.joining import is_question, question_mark
 
 _NAMES = {"prompt": "src", "target_new": "alt", "target_true": "answers", "paraphrases": "rephrase"}
 
@@ -35,10 +36,12 @@ def _convert(row: Row, note: Note) -> Fact:
 
 
 def _as_questions(loc: Any) -> Any:
-    # kmeng01 asks loc + "?": the questions are published without their mark.
+    # The authors' code asks loc + "?": the questions are published without their mark. Other files have it.
     if isinstance(loc, list):
         return [_as_questions(item) for item in loc]
-    return f"{loc.rstrip().removesuffix('?')}?" if isinstance(loc, str) and loc.strip() else loc
+    if not isinstance(loc, str) or not loc.strip() or is_question(loc):
+        return loc
+    return loc.rstrip() + question_mark(loc)
 
 
 LAYOUT = Layout(

@@ -105,6 +105,22 @@ def test_zsre_asks_with_one_question_mark() -> None:
         assert question == Question(prompt="nq question: who built it?", answers=("Ina Vos",), name="neighborhood")
 
 
+@pytest.mark.parametrize(
+    ("loc", "asked"),
+    [
+        ("青石镇属于哪个省？", "青石镇属于哪个省？"),
+        ("青石镇属于哪个省", "青石镇属于哪个省？"),
+        ("ما عاصمة فرنسا؟", "ما عاصمة فرنسا؟"),
+        ("ποιος το έχτισε;", "ποιος το έχτισε;"),
+        ('who sang "who are you?"', 'who sang "who are you?"?'),
+        ("(who built it?)", "(who built it?)"),
+    ],
+)
+def test_a_question_mark_of_any_script_is_one(loc: str, asked: str) -> None:
+    (question,) = read_fact(ZSRE | {"loc": loc}).locality
+    assert question.prompt == asked
+
+
 def test_knowedit_takes_every_alias_of_every_answer_once() -> None:
     fact = read_fact(KNOWEDIT)
     assert {q.name: q.answers for q in fact.portability} == {
