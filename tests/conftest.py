@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from editlab.state.edit import Delta
 
-pytest_plugins = ["cli_fixtures", "app_fixtures"]
+pytest_plugins = ["cli_fixtures", "app_fixtures", "pretended_device"]
 
 SMALL = {"vocab_size": 97, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False}
 LLAMA = {

@@ -21,6 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from editlab import LM
+
+DEVICES = ("cuda", "mps")
 CPU = torch.device("cpu")
 # What torch's own code sees: every build has all that it asks of this device, and it copies from and to any other.
 _GUARDED = torch.device("meta")
@@ -36,6 +39,8 @@ class WrongDevice(RuntimeError):
 
 class Elsewhere(Tensor):
     """A tensor on a pretended device; `held` has its values, on the CPU."""
+
+    __slots__ = ("held", "where")  # not among its attributes, which are copied from one tensor to another
 
     held: Tensor
     where: torch.device
@@ -256,3 +261,10 @@ def pretended(device: str, patch: pytest.MonkeyPatch) -> Iterator[Callable[[nn.M
             yield moved
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(before)
+
+
+@pytest.fixture(params=DEVICES)
+def there(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[LM], LM]]:
+    """Moves a model to a pretended device; the test runs once for each of them."""
+    with pretended(request.param, monkeypatch) as moved:
+        yield lambda lm: LM(moved(lm.model), lm.tokenizer, name=lm.name)

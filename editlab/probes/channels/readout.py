@@ -90,4 +90,4 @@ def copying(lm: LM, factors: Factors, part: Part, words: tuple[str, ...], k: int
     x = layer_heads(lm, part.layer).fold.scaled(embed[ids])
     out = ((x @ factors.u[index]) * factors.s[index]) @ factors.v[index]
     best = ((out * final.gain) @ unembed.T).topk(k).indices
-    return float((best == ids[:, None]).any(1).float().mean())
+    return float((best.cpu() == ids[:, None]).any(1).float().mean())
