@@ -258,11 +258,11 @@ def _show_part(out: Output, lm: LM, part: Any, target: Any, modes: tuple[str, ..
         for mode in found.compositions:
             svd = pair_svd(f, mode, index, reader)
             scores = component_scores([f], mode, index, reader)
-            p = found.null(mode, "component").p(scores)
             best = int(scores.argmax())
+            p = found.null(mode, "strongest").p(scores.max())
             pairs.append(
                 {"mode": mode, "score": svd.score, "rank1_share": svd.rank1_share, "participation": svd.participation}
-                | {"best_component": best, "component_score": float(scores[best]), "p": float(p[best])}
+                | {"best_component": best, "component_score": float(scores[best]), "p": float(p)}
             )
         data["pairs"] = pairs
         out.show(text_table(list(pairs[0]), [[_cell(v) for v in row.values()] for row in pairs]))

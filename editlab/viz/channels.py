@@ -12,15 +12,23 @@ from editlab.viz.style import COLOURS, DASHES, MARKERS
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+    from editlab.probes.channels.nulls import Tail
     from editlab.probes.channels.parts import Mode, Part
     from editlab.probes.channels.roles import HeadRoles
-    from editlab.probes.channels.scan import Scan
+    from editlab.probes.channels.scan import Level, Scan
 
 VALUES = {
     "best": "best component pair |cos|",
     "head": "head score CS",
     "excess": "head score above the backward median",
     "p": "-log10 p of the head score",
+}
+# What each value is a score of, and so which null it is held against.
+NULLS: dict[str, tuple[Level, str]] = {
+    "best": ("pair", "best pairs"),
+    "head": ("head", "whole heads"),
+    "excess": ("head", "whole heads"),
+    "p": ("head", "whole heads"),
 }
 
 
@@ -39,12 +47,14 @@ def composition_map(scan: Scan, mode: Mode, value: str = "best") -> go.Figure:
         raise UnknownName(f"There is no value '{value}'.", f"Choose one of {', '.join(VALUES)}.")
     found, f = scan.compositions[mode], scan.factors
     names = [str(f.part(i)) for i in range(f.n)]
-    null = scan.null(mode, "head")
+    level, scored = NULLS[value]
+    null = scan.null(mode, level)
     shown = found.best if value == "best" else found.head
+    p = [_p(scan.null(mode, "head"), found.head), _p(scan.null(mode, "pair"), found.best)]
     if value == "excess":
         shown = shown - null.quantile(0.5)
     elif value == "p":
-        shown = np.where(np.isnan(shown), np.nan, -np.log10(null.p(np.nan_to_num(shown))))
+        shown = -np.log10(p[0])
     figure = go.Figure(
         go.Heatmap(
             z=shown,
@@ -52,22 +62,28 @@ def composition_map(scan: Scan, mode: Mode, value: str = "best") -> go.Figure:
             y=names,
             colorscale="PuOr" if value == "excess" else "Cividis",
             zmid=0.0 if value == "excess" else None,
-            customdata=np.stack([found.head, found.best, *np.moveaxis(found.best_at, -1, 0)], -1),
+            customdata=np.stack([found.head, found.best, *np.moveaxis(found.best_at, -1, 0), *p], -1),
             hovertemplate=(
-                "%{y} → %{x}<br>CS %{customdata[0]:.4f}<br>best pair |cos| %{customdata[1]:.3f} "
-                "(.%{customdata[2]} → .%{customdata[3]})<extra></extra>"
+                "%{y} → %{x}<br>CS %{customdata[0]:.4f}, p %{customdata[4]:.1e}<br>"
+                "best pair |cos| %{customdata[1]:.3f} (.%{customdata[2]} → .%{customdata[3]}), "
+                "p %{customdata[5]:.1e}<extra></extra>"
             ),
             colorbar={"title": VALUES[value]},
         )
     )
     ticks = [str(f.part(i)) for i in range(0, f.n, f.n_heads)]
     figure.update_layout(
-        title=f"{mode.upper()}-composition: null median {null.quantile(0.5):.4f}, 99.9 % {null.quantile(0.999):.4f}",
+        title=f"{mode.upper()}-composition: null of {scored}, median {null.quantile(0.5):.4f}, "
+        f"99.9 % {null.quantile(0.999):.4f}",
         xaxis={"title": "reader", "type": "category", "tickvals": ticks},
         yaxis={"title": "writer", "type": "category", "tickvals": ticks, "autorange": "reversed"},
         height=640,
     )
     return figure
+
+
+def _p(null: Tail, scores: np.ndarray) -> np.ndarray:
+    return np.where(np.isnan(scores), np.nan, null.p(np.nan_to_num(scores)))
 
 
 def writers_map(scan: Scan, target: Part, mode: Mode) -> go.Figure:
@@ -83,7 +99,7 @@ def writers_map(scan: Scan, target: Part, mode: Mode) -> go.Figure:
     )  # (writers, e)
     best = scores.argmax(1)
     shape = (max(rows, 1), -1) if rows else (1, 1)
-    tail = scan.null(mode, "component")
+    tail = scan.null(mode, "strongest")
     figure = go.Figure(
         go.Heatmap(
             z=scores.max(1).reshape(shape),
@@ -94,7 +110,8 @@ def writers_map(scan: Scan, target: Part, mode: Mode) -> go.Figure:
         )
     )
     figure.update_layout(
-        title=f"Best component into {target.whole} ({mode.upper()}); null 99.9 % {tail.quantile(0.999):.3f}",
+        title=f"Best component into {target.whole} ({mode.upper()}); null of best components, "
+        f"99.9 % {tail.quantile(0.999):.3f}",
         xaxis={"title": "head", "dtick": 1},
         yaxis={"title": "layer"},
     )

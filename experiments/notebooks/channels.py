@@ -46,7 +46,7 @@ part = Part(20, 0, 0)
 spectrum(found, part, reader, "q")
 
 # %% [markdown]
-# What it writes and reads in tokens. A heuristic, and mostly gibberish for signals that are no words.
+# What it writes and reads in tokens, a heuristic. Here names (` Alex`, `Jamie`) are read against ` she` and ` her`.
 
 # %%
 read_out(lm, found.factors, part).to_pandas()

@@ -48,6 +48,8 @@ class Composition:
         middle, spread: (N,) median and scaled median absolute deviation of those scores, for each reader.
         tail: of component to head scores in the wrong order.
         n_forward: component to head scores in the right order.
+        strongest_tail: of each two heads in the wrong order the largest component to head score; empty in results that
+            were saved without it.
     """
 
     mode: Mode
@@ -60,6 +62,7 @@ class Composition:
     spread: np.ndarray
     tail: Tail = field(repr=False)
     n_forward: int
+    strongest_tail: Tail = field(default_factory=Tail, repr=False)
 
 
 def compose(
@@ -80,7 +83,7 @@ def compose(
     kept = min(top, n * e)
     top_value, top_at = of((n, kept), torch.nan), torch.full((n, kept), -1, dtype=torch.int64)
     middle, spread = np.full(n, np.nan), np.full(n, np.nan)
-    tail, n_forward = Tail(), 0
+    tail, strongest_tail, n_forward = Tail(), Tail(), 0
     energy = first.energy.reshape(n * e, 1)
     for layer in range(first.n_layers):
         on_step(StepInfo(f"composition {mode.upper()}", layer, first.n_layers, "layers"))
@@ -99,6 +102,7 @@ def compose(
             scores = sums.sqrt_()
             if is_back:
                 tail.add(scores.cpu().numpy())
+                strongest_tail.add(scores.unflatten(0, (-1, e)).amax(1).cpu().numpy())
                 continue
             n_forward += scores.numel()
             values, where = scores.topk(min(kept, len(scores)), dim=0)
@@ -117,6 +121,7 @@ def compose(
         spread,
         tail,
         n_forward,
+        strongest_tail,
     )
 
 

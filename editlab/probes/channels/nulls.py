@@ -50,7 +50,9 @@ class Tail:
         self.counts += np.bincount(self._bin(scores).ravel(), minlength=len(self.counts))
 
     def p(self, scores: np.ndarray) -> np.ndarray:
-        """(1 + #{null >= x}) / (1 + n), elementwise."""
+        """(1 + #{null >= x}) / (1 + n), elementwise; NaN where the null is empty."""
+        if not self.n:
+            return np.full(np.shape(scores), np.nan)
         at_least = np.append(self.counts[::-1].cumsum()[::-1], 0)
         return (1 + at_least[self._bin(scores)]) / (1 + self.n)
 

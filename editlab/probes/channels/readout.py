@@ -1,9 +1,10 @@
 """Components in words: the tokens that what is written promotes, and the tokens that are read. A heuristic.
 
-v_i goes through the final norm's gain and the unembedding, u_i (p_j, q_j) against the token embeddings with the gain of
-the norm in front; both signs, since a component's sign is a convention (Millidge and Black, "The Singular Value
-Decompositions of Transformer Weight Matrices are Highly Interpretable", 2022). Later layers and MLPs are skipped, so
-components that carry positions or inhibition read as gibberish, which says nothing against them.
+v_i goes through the final norm's gain and the unembedding. u_i (p_j, q_j) is held against the token embeddings as the
+head finds them, over their root mean square (and centred, where the norm centres): the gain of the norm in front is in
+u_i already. Both signs, since a component's sign is a convention (Millidge and Black, "The Singular Value
+Decompositions of Transformer Weight Matrices are Highly Interpretable", 2022). Later layers and MLPs are skipped, and
+what a head reads in the middle of a model is not an embedding: tokens with no common theme say nothing against it.
 """
 
 from __future__ import annotations
@@ -60,14 +61,13 @@ def read_out(lm: LM, factors: Factors, part: Part, k: int = 10) -> Readout:
     if part.component is None:
         raise RequestError(f"{part} is a whole head.", f"Name a component of it, such as {part}.0.")
     i, a = part.component, lm.adapter
-    final = fold_of(lm.model, a.final_norm, a.d_model, torch.float32)
-    unembed = lm.weight(f"{a.unembed}.weight").float()
-    embed = lm.weight(f"{a.embed}.weight").float()
+    final = fold_of(lm.model, a.final_norm, a.d_model, factors.v.dtype)
+    unembed, embed = (lm.weight(f"{name}.weight").to(factors.v) for name in (a.unembed, a.embed))
     found = {"writes": unembed @ (factors.v[index, i] * final.gain)}
-    gain = layer_heads(lm, part.layer).fold.gain
     if embed.shape[1] == a.d_model:
+        seen = layer_heads(lm, part.layer, embed.dtype).fold.scaled(embed)  # its gain is folded into what is read
         sides = {"reads": factors.u, "queries": factors.p, "keys": factors.q}
-        found |= {name: embed @ (gain * side[index, :, i]) for name, side in sides.items()}
+        found |= {name: seen @ side[index, :, i] for name, side in sides.items()}
     tokens = {}
     for name, scores in found.items():
         tokens[f"{name} +"] = _top(lm, scores, k)

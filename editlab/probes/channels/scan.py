@@ -154,11 +154,18 @@ class Scan(Saved):
         layer = np.arange(self.factors.n) // self.factors.n_heads
         return layer[:, None] < layer[None, :]
 
-    def null(self, mode: Mode, level: Level) -> Tail:
-        """The backward null of a mode and a level."""
+    def null(self, mode: Mode, level: Level | Literal["strongest"]) -> Tail:
+        """The backward null of a mode and of what is scored.
+
+        Args:
+            level: "strongest" is the largest component to head score of two heads, which by chance alone is larger than
+                that of a component that was named beforehand.
+        """
         found = self.compositions[mode]
         if level == "component":
             return found.tail
+        if level == "strongest":
+            return found.strongest_tail
         tail = Tail()
         scores = found.head if level == "head" else found.best
         tail.add(scores[self.forward.T & ~np.isnan(scores)])
@@ -193,7 +200,7 @@ class Scan(Saved):
                 sources, targets = _names(f, writer, i), _names(f, reader, j)
                 read = f.degenerate_ov if found.mode == "v" else f.degenerate_qk
                 fuzzy = f.degenerate_ov.cpu().numpy()[writer, i] | read.cpu().numpy()[reader, j]
-        p = tail.p(score) if tail.n else np.full(len(score), np.nan)
+        p = tail.p(score)
         return pd.DataFrame(
             {
                 "source": sources,

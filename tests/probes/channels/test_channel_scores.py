@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import fields
 
 import numpy as np
 import psutil
@@ -13,12 +14,13 @@ from scipy import stats
 from torch import Tensor
 
 from editlab.errors import RequestError
-from editlab.probes.channels.composition import component_scores, compose, cosines
+from editlab.probes.channels.composition import Composition, component_scores, compose, cosines
 from editlab.probes.channels.factors import Factors, degenerate, shares
 from editlab.probes.channels.nulls import Tail, adjusted_top, isotropic, p_cosine
 from editlab.probes.channels.pairs import pair_svd, projection_kernel
 from editlab.probes.channels.parts import MODES, Channel, Mode, Part
 from editlab.probes.channels.scan import Config, scan_factors
+from editlab.viz.channels import composition_map, writers_map
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
 
@@ -61,6 +63,35 @@ def test_t4_scores_from_factors_are_those_of_dense_products(mode: Mode, dtype: t
     assert found.top[11] == pytest.approx(np.sort(every)[::-1][:32], abs=1e-6)
     assert every[found.top_at[11]] == pytest.approx(found.top[11], abs=1e-6)
     assert found.n_forward == 8 * 4 * 12 and found.tail.n == found.n_forward
+
+
+def test_every_map_is_held_against_the_null_of_what_it_shows() -> None:
+    f = Matrices.random(5, layers=6, heads=8, d=64, e=8).factors()  # random heads: nothing is an outlier
+    found = scan_factors([f], Config(modes=("q",)))
+    for value, level in (("best", "pair"), ("head", "head"), ("excess", "head"), ("p", "head")):
+        figure = composition_map(found, "q", value)
+        assert f"99.9 % {found.null('q', level).quantile(0.999):.4f}" in figure.layout.title.text
+    drawn = composition_map(found, "q").data[0]
+    forward = found.forward
+    shown, p_head, p_pair = np.asarray(drawn.z), *np.moveaxis(np.asarray(drawn.customdata)[..., 4:], -1, 0)
+    for p in (p_head, p_pair):  # with the null of whole heads every best pair would be beyond 99.9 %
+        assert (p[forward] < 0.001).mean() < 0.01 and (p[forward] < 0.5).mean() == pytest.approx(0.5, abs=0.06)
+    assert (shown[forward] > found.null("q", "head").quantile(0.999)).all()
+    # The best component of a head is the largest of many, and so is what it is held against.
+    earlier = writers_map(found, Part(5, 3), "q")
+    p = np.asarray(earlier.data[0].customdata)[..., 1]
+    assert (
+        p < 0.05
+    ).mean() < 0.2 and f"{found.null('q', 'strongest').quantile(0.999):.3f}" in earlier.layout.title.text
+    largest = [component_scores([f], "q", a, b).max() for a, b in np.argwhere(forward.T)]
+    assert found.null("q", "strongest").n == len(largest) == forward.sum()
+    assert found.null("q", "strongest").quantile(0.9) == pytest.approx(np.quantile(largest, 0.9), abs=2e-3)
+
+
+def test_a_scan_that_was_saved_without_the_null_of_best_components_has_no_p_for_them() -> None:
+    assert np.isnan(Tail().p(np.array([0.1, 0.9]))).all() and np.isnan(Tail().quantile(0.5))
+    old = {f.name: None for f in fields(Composition) if f.name != "strongest_tail"}
+    assert Composition(**old).strongest_tail.n == 0
 
 
 def test_t1_t2_t3_scores_do_not_depend_on_scale_basis_or_gauge() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from word_lm import word_lm
 
+from editlab import LM
 from editlab.errors import RequestError
 from editlab.probes.channels import steer, tasks
 from editlab.probes.channels.components import component_edit
@@ -120,6 +121,65 @@ def test_a_gain_must_beat_chance_and_controls() -> None:
     assert steer.Gain("x", {}, base, better, np.full(20, 0.42)).helps
     assert not steer.Gain("x", {}, base, better, np.full(20, 0.75)).helps
     assert "No gain" in steer.Gain("x", {}, base, scores(0.4), np.full(20, 0.42)).headline
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["own head", "tied head"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
+def test_tokens_are_those_of_the_models_own_matrices_whatever_its_gains(family: str, tied: bool) -> None:
+    lm = word_lm(family, tie_word_embeddings=tied)
+    lm.model.double()
+    generator = torch.Generator().manual_seed(1)
+    for name, p in lm.model.named_parameters():
+        if "norm" in name or "ln_" in name:  # gains (and biases) that no two dimensions share
+            p.data = (p + 3 * torch.rand(p.shape, generator=generator)).to(p)
+    layer, head, i = 1, 2, 1
+    gain, queries, keys, values, out = _plain(lm, family, layer, head)
+    x = lm.model.get_input_embeddings().weight.detach()
+    x = x - x.mean(-1, keepdim=True) if family != "llama" else x
+    x = x / x.square().mean(-1, keepdim=True).sqrt() * gain  # what the head's projections are given
+    centre = torch.eye(len(gain)) - (family != "llama") / len(gain)
+    read = (centre * 1.0).double() @ torch.diag(gain)
+    ov, qk = read @ values @ out @ centre.double(), read @ queries @ keys.T @ read.T
+    _, s, vh = torch.linalg.svd(ov)
+    p, t, qh = torch.linalg.svd(qk)
+    norm = [m for name, m in lm.model.named_modules() if name.endswith((".norm", "ln_f", "final_layer_norm"))][-1]
+    expected = {
+        "writes": lm.model.get_output_embeddings().weight.detach() @ (vh[i] * norm.weight.detach()),
+        "reads": x @ values @ out @ centre.double() @ vh[i] / s[i],
+        "queries": x @ queries @ keys.T @ read.T @ qh[i] / t[i],
+        "keys": x @ keys @ queries.T @ read.T @ p[:, i] / t[i],
+    }
+    found = read_out(lm, factorise(lm, dtype=torch.float64), Part(layer, head, i), k=6)
+    for side, scores in expected.items():
+        ends = {tuple(tokens) for tokens in ([t for t, _ in found.tokens[f"{side} {sign}"]] for sign in "+-")}
+        plain = [(sign * scores).topk(6) for sign in (1, -1)]
+        assert ends == {tuple(lm.tokenizer.decode([j]) for j in top.indices.tolist()) for top in plain}, side
+        size = sorted(v for sign in "+-" for _, v in found.tokens[f"{side} {sign}"])
+        assert size == pytest.approx(sorted(torch.cat([top.values for top in plain]).tolist()), rel=1e-3), side
+
+
+def _plain(lm: LM, family: str, layer: int, head: int) -> tuple[torch.Tensor, ...]:
+    """The gain in front of a layer's attention, and W_Q, W_K, W_V (d, e) and W_O (e, d) of one head, as stored."""
+    e = lm.adapter.head_dim
+    rows = slice(head * e, (head + 1) * e)
+    if family == "llama":
+        block = lm.model.model.layers[layer]
+        kv = head // (lm.adapter.n_heads // lm.adapter.n_kv_heads)
+        shared = slice(kv * e, (kv + 1) * e)
+        a = block.self_attn
+        of = (a.q_proj.weight[rows].T, a.k_proj.weight[shared].T, a.v_proj.weight[shared].T, a.o_proj.weight[:, rows].T)
+        gain = block.input_layernorm.weight
+    elif family == "gpt2":
+        block = lm.model.transformer.h[layer]
+        q, k, v = block.attn.c_attn.weight.chunk(3, dim=1)
+        of = (q[:, rows], k[:, rows], v[:, rows], block.attn.c_proj.weight[rows])
+        gain = block.ln_1.weight
+    else:
+        block = lm.model.gpt_neox.layers[layer]
+        q, k, v = block.attention.query_key_value.weight.unflatten(0, (-1, 3, e))[head].transpose(-1, -2)
+        of = (q, k, v, block.attention.dense.weight[:, rows].T)
+        gain = block.input_layernorm.weight
+    return gain.detach(), *(w.detach() for w in of)
 
 
 def test_tokens_are_those_of_the_products_that_they_stand_for() -> None:
