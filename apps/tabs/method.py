@@ -48,7 +48,7 @@ def settings_form(lm: LM, method: str, prefix: str, layers_key: str) -> tuple[st
     """Where to edit and the usual settings in a row, the rest in a closed expander; gives layers and changed settings.
 
     Raises:
-        ConfigError: a text cannot be read as a value.
+        ConfigError: a text cannot be read as a value, or there are no published settings to take.
     """
     model = plugins.module(method).Config
     defaults = with_preset(lm.adapter, method, {})
@@ -64,6 +64,9 @@ def settings_form(lm: LM, method: str, prefix: str, layers_key: str) -> tuple[st
     if rest:
         with st.expander(f"More settings of {method}"):
             changed |= forms.fields(model, rest, defaults, f"{prefix}.{method}.", columns=4)
+    if changed.get("preset") == "published":
+        below = with_preset(lm.adapter, method, {"preset": "published"})
+        st.caption("Published settings, below what you change: " + forms.as_text(below))
     return layers, changed
 
 

@@ -99,12 +99,13 @@ def presets() -> Listing:
     from editlab.edits import presets as kept
 
     rows: list[dict[str, Any]] = [
-        {"model": preset.model, "method": method, "settings": dict(settings), "source": preset.source}
-        for preset in kept.presets()
-        for method, settings in preset.methods.items()
+        {"model": p.model, "method": method, "preset": kind, "settings": dict(settings), "source": p.source}
+        for p in kept.presets()
+        for kind, methods in (("tuned", p.methods), ("published", p.published))
+        for method, settings in methods.items()
     ]
     shown = [{**row, "settings": ", ".join(f"{k}={v}" for k, v in row["settings"].items())} for row in rows]
-    return Listing(rows, ["model", "method", "settings", "source"], shown=shown)
+    return Listing(rows, ["model", "method", "preset", "settings", "source"], shown=shown)
 
 
 def runs() -> Listing:

@@ -1,6 +1,7 @@
-"""Fine-tuning on the targets alone: the loop that the baselines FT-L and LoRA-FT share.
+"""Fine-tuning on the targets alone: the loop that the baselines FT-M, FT-L and LoRA-FT share.
 
-The loss is the mean over facts of the mean over target tokens of -log p, teacher-forced, after a sink token and bare.
+The loss is the mean over facts of the mean over target tokens of -log p: teacher-forced, after a sink token and bare;
+or, as in ROME's code, every target token at the last token of the bare prompt.
 What is trained are changes of weights, put in place for one forward at a time; the model itself is never written.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,22 +17,24 @@ from pydantic import Field
 from torch import Tensor
 from torch.func import functional_call
 
-from editlab.config import MethodConfig
-from editlab.errors import EditFailed
+from editlab.edits.settings import EditSettings
+from editlab.errors import EditFailed, RequestError
 from editlab.hooks.batch import Batch, pad_rows
 from editlab.hooks.cone import entering_at, reading_at
 from editlab.hooks.mode import put_in_eval_mode
 from editlab.progress import OnStep, StepInfo, silent
-from editlab.rows import Row, read_mask, rewrite_row
+from editlab.rows import Row, rewrite_row
+from editlab.state.edit import Delta, Edit
 
 if TYPE_CHECKING:
     from editlab.facts import Fact
     from editlab.lm import LM
 
+UNLEARNED = 1.0  # nats; at 0.7 a token is as likely as all others together
 MAX_TOKENS = 2048  # of one forward, padding included
 
 
-class FineTuneSettings(MethodConfig):
+class FineTuneSettings(EditSettings):
     """How the changes are trained."""
 
     steps: int = Field(25, ge=1, le=10_000, description="steps of Adam at most")
@@ -47,12 +51,14 @@ def fine_tune(
     on_step: OnStep = silent,
     *,
     after_step: Callable[[], object] = lambda: None,
+    at_prompt_end: bool = False,
 ) -> list[float]:
     """Train `leaves` in place; the losses, one a step.
 
     Args:
         changes: from parameter names to what is added to them, as functions of the leaves.
         after_step: a projection, applied to the leaves after each step.
+        at_prompt_end: read every target token at the last token of the bare prompt, with no target in the row.
 
     Raises:
         EditFailed: the loss is not finite.
@@ -60,7 +66,7 @@ def fine_tune(
     weights = {name: lm.model.get_parameter(name).detach() for name in changes()}
     lowest = max(0, min(lm.adapter.layer_of(name) for name in weights))
     put_in_eval_mode(lm.model)
-    batches = _batches(lm, facts)
+    batches = _batches(lm, facts, at_prompt_end)
     # What enters the lowest layer that changes is always the same.
     entering = [lm.prefix(batch, lowest).resid if lowest else None for batch, *_ in batches]
     unembed = lm.model.get_submodule(lm.adapter.unembed)
@@ -99,12 +105,80 @@ def fine_tune(
     return losses
 
 
-def _batches(lm: LM, facts: Sequence[Fact]) -> list[tuple[Batch, tuple[Tensor, Tensor], Tensor, Tensor]]:
+def tuned_matrices(
+    lm: LM,
+    method: str,
+    facts: Sequence[Fact],
+    settings: FineTuneSettings,
+    names: Sequence[str],
+    limit: float | None,
+    on_step: OnStep = silent,
+    *,
+    at_prompt_end: bool = False,
+) -> Edit:
+    """The dense changes of the parameters `names` that fine-tuning gives, no entry moving further than `limit`.
+
+    Raises:
+        RequestError: there is no fact. EditFailed: the loss is not finite, or the targets are answered already.
+    """
+    if not facts:
+        raise RequestError(f"{method} was given no fact.", "Give at least one.")
+    weights = {name: lm.model.get_parameter(name) for name in names}
+    changes = {name: torch.zeros_like(w, dtype=torch.float32).requires_grad_() for name, w in weights.items()}
+
+    def project() -> None:
+        for change in changes.values():
+            if limit is not None:
+                change.clamp_(-limit, limit)
+
+    losses = fine_tune(
+        lm,
+        facts,
+        list(changes.values()),
+        lambda: changes,
+        settings,
+        on_step,
+        after_step=project,
+        at_prompt_end=at_prompt_end,
+    )
+    deltas = {name: Delta(dense=change.detach()) for name, change in changes.items()}
+    return Edit(
+        method=method,
+        config=settings.model_dump(mode="json"),
+        requests=[fact.model_dump(mode="json") for fact in facts],
+        deltas=deltas,
+        info={
+            "parameter": ", ".join(names),
+            "rank": min(weights[names[0]].shape),
+            "relative_norm": deltas[names[0]].norm() / float(weights[names[0]].float().norm()),
+            "losses": losses,
+            "warnings": hardly_learned(losses),
+        },
+    )
+
+
+def hardly_learned(losses: Sequence[float]) -> list[str]:
+    """A warning when training ended with the targets still unlikely."""
+    if losses[-1] < UNLEARNED:
+        return []
+    return [
+        f"in the last of {len(losses)} steps the targets' mean -log p was still {losses[-1]:.2f} (before: "
+        f"{losses[0]:.2f}), so hardly any is said; allow more steps, a larger learning rate, or entries to move further"
+    ]
+
+
+def _batches(
+    lm: LM, facts: Sequence[Fact], at_prompt_end: bool
+) -> list[tuple[Batch, tuple[Tensor, Tensor], Tensor, Tensor]]:
     """Padded rows, where they are read, what should come there, and how much each weighs."""
     forms = (True,) if lm.adds_bos else (True, False)
+    if at_prompt_end:
+        forms = (False,)
     rows: list[Row] = sorted(
         (rewrite_row(lm, fact, sink=sink) for fact in facts for sink in forms), key=lambda row: len(row.ids)
     )
+    if at_prompt_end:
+        rows = [replace(row, ids=row.ids[: row.reads[0] + 1], reads=row.reads[:1] * len(row.targets)) for row in rows]
     found = []
     while rows:
         n = max(1, MAX_TOKENS // len(rows[-1].ids))
@@ -112,6 +186,7 @@ def _batches(lm: LM, facts: Sequence[Fact]) -> list[tuple[Batch, tuple[Tensor, T
         batch = pad_rows([row.ids for row in chunk], pivots="right", device=lm.device)
         wanted = torch.tensor([t for row in chunk for t in row.targets], device=lm.device)
         each = [1 / (len(row.targets) * len(facts) * len(forms)) for row in chunk for _ in row.targets]
-        rows_read, columns_read = read_mask(batch, chunk).nonzero(as_tuple=True)
+        places = [(i, batch.column(i, token)) for i, row in enumerate(chunk) for token in row.reads]
+        rows_read, columns_read = torch.tensor(places, device=lm.device).unbind(1)
         found.append((batch, (rows_read, columns_read), wanted, torch.tensor(each, device=lm.device)))
     return found

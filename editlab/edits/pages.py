@@ -35,7 +35,12 @@ The values Z = H + delta come from one optimisation per fact, at the edit layer 
     minimise over delta   mean over contexts of NLL(target) + kl_factor KL(p_delta || p_0) + decay ||delta|| / ||h||^2
 
 subject to ||delta|| <= clamp ||h|| (arXiv 2202.05262 eq. 4). Solves are in float64, by Cholesky, in the smaller of the
-two forms. `ft` and `lora` train weights by gradient descent; `wise` and `grace` change no weight.
+two forms. `ft`, `ft-l` and `lora` train weights by gradient descent; `wise` and `grace` change no weight.
+
+`preset` says which settings of the model stand below those that are given: `tuned` for this code (the default; where
+nothing is tuned, the published ones), or `published`, those of the source's files:
+`editlab edit --method memit preset=published ...`, `lm.edit(fact, "memit", preset="published")`, or the field of the
+app. What the files say and this code cannot do stands at the head of [presets.yaml](../presets.yaml).
 """
 
 
@@ -67,11 +72,17 @@ def method_page(name: str) -> str:
         f"| `{row['name']}` | {_cell(row['default'])} | {_cell(row['range'])} | {_cell(row['description'])} |"
         for row in settings_of(module.Config)
     ]
-    kept = [(p, p.methods[name]) for p in presets() if name in p.methods]
-    if kept:
-        lines += ["", "| preset of | settings | source |", "|---|---|---|"]
+    rows = [
+        (p.model, kind, settings[name], p.source)
+        for p in presets()
+        for kind, settings in (("tuned", p.methods), ("published", p.published))
+        if name in settings
+    ]
+    if rows:
+        lines += ["", "| preset of | `preset` | settings | source |", "|---|---|---|---|"]
         lines += [
-            f"| {p.model} | {_cell(', '.join(f'{k}={v}' for k, v in s.items()))} | {_cell(p.source)} |" for p, s in kept
+            f"| {model} | {kind} | {_cell(', '.join(f'{k}={v}' for k, v in settings.items()))} | {_cell(source)} |"
+            for model, kind, settings, source in rows
         ]
     return "\n".join(lines) + "\n"
 

@@ -3,18 +3,21 @@
 The key is the down projection's input at the prompt's last token, the value takes the place of its output there and is
 trained on the target. Which prompts a key answers is its radius (`editlab.memories.kinds.grace`). As a baseline it
 shows what a memory does that recognises prompts and not meanings: edits hold, and paraphrases miss them.
+
+The released code begins training at noise (`start: cold`) and goes on for all its steps; here a value begins at the
+layer's own output and ends with `stop_nll`, unless set otherwise.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field
 
-from editlab.config import MethodConfig
-from editlab.edits.settings import memory_layer
+from editlab.edits.settings import EditSettings, memory_layer
 from editlab.edits.values import site_of_shift
 from editlab.errors import EditFailed, RequestError
 from editlab.memories.kinds.grace import Routing
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     from editlab.lm import LM
 
 
-class Config(MethodConfig):
+class Config(EditSettings):
     """Settings of `grace`."""
 
     layer: int | None = Field(None, ge=0, description="layer of the codebook; default by model (code: 27 of 32)")
@@ -37,6 +40,10 @@ class Config(MethodConfig):
     steps: int = Field(50, ge=1, description="steps of Adam at most (code: 50)")
     lr: float = Field(1.0, gt=0, description="Adam's learning rate (code: 1.0)")
     stop_nll: float = Field(0.02, ge=0, description="training ends below this loss")
+    start: Literal["warm", "cold"] = Field(
+        "warm", description="the value before training: the layer's own output, or uniform noise in [0, 1) (code: cold)"
+    )
+    seed: int = Field(0, ge=0, description="seed of a cold start")
 
 
 def compute(lm: LM, facts: list[Fact], config: Config, on_step: OnStep = silent) -> Edit:
@@ -84,7 +91,7 @@ def _train(lm: LM, fact: Fact, layer: int, config: Config) -> tuple[Tensor, Tens
             s.capture(name, layer, at=column)
         cone = s.cone(batch, start, column)
         key, plain = (s.captured[name, layer][0].detach().float() for name in ("mlp_key", "mlp_value"))
-    value = plain.clone().requires_grad_()
+    value = (plain.clone() if config.start == "warm" else _noise(plain, fact, config.seed)).requires_grad_()
     adam = torch.optim.Adam([value], lr=config.lr)
     wanted = torch.tensor(row.targets, device=lm.device)
     mask = read_mask(batch, [row])
@@ -104,3 +111,10 @@ def _train(lm: LM, fact: Fact, layer: int, config: Config) -> tuple[Tensor, Tens
             nll.backward()
             adam.step()
     return key.cpu(), value.detach().cpu(), row.targets, nlls
+
+
+def _noise(like: Tensor, fact: Fact, seed: int) -> Tensor:
+    """Uniform in [0, 1), the same for the same fact and seed on every device."""
+    key = hashlib.sha256(f"{seed} {fact.prompt} {fact.subject} {fact.target_new}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)
+    return torch.rand(like.shape, generator=generator).to(like.device, like.dtype)

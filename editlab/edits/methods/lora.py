@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from editlab.edits.finetune import FineTuneSettings, fine_tune
+from editlab.edits.finetune import FineTuneSettings, fine_tune, hardly_learned
 from editlab.errors import AdapterError, RequestError
 from editlab.hooks.adapter import weight_ref
 from editlab.progress import OnStep, silent
@@ -80,5 +80,6 @@ def compute(lm: LM, facts: list[Fact], config: Config, on_step: OnStep = silent)
             "rank": config.rank,
             "relative_norm": max(norms),
             "losses": losses,
+            "warnings": hardly_learned(losses),
         },
     )

@@ -3,12 +3,15 @@
 For the down projections of some layers, with h the input (the key) and g the gradient of the targets' loss at the
 output, both at the tokens that the targets are read from:
 
-1. h and g are standardised with their mean and deviation over the tokens of this edit and of earlier ones;
+1. h and g are standardised with their mean and deviation over the tokens of this edit and of earlier ones, in all of
+   these layers: the reference code shares them between matrices of one shape;
 2. the wanted change of the output at each token is v = -eta ||h'||^2 g' (h', g' standardised);
 3. D = V^T H (H^T H + I)^-1 with the raw H: the shared objective with M = I, alpha = 1, K = H^T, R = V^T.
 
 Deviation from the reference code: rows are not padded to blocks, and the running statistics are those of this method's
-active edits (kept with each of them), so undoing an edit undoes its share of them. The published settings choose the
+active edits (kept with each of them), so undoing an edit undoes its share of them; the deviation is that of the rows,
+which the reference code overestimates by n / (n - 1) for a batch of n rows. One row alone is its own mean, so the first
+edit needs several layers, facts or target tokens. The published settings choose the
 matrices by model (late down projections of GPT-J and Mistral, gate and up projections of Llama-3); here they are always
 down projections.
 """
@@ -22,10 +25,10 @@ import torch
 from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
-from editlab.config import MethodConfig
 from editlab.edits.record import delta_of, relative_norm
+from editlab.edits.settings import EditSettings
 from editlab.edits.solver import Metric, solve
-from editlab.errors import RequestError
+from editlab.errors import EditFailed, RequestError
 from editlab.hooks.batch import pad_rows
 from editlab.progress import OnStep, StepInfo, silent
 from editlab.rows import read_mask, rewrite_row
@@ -39,7 +42,7 @@ OBJECTIVE = ("I", "1", "R from gradients, at all tokens that the target is read 
 ROWS = 16  # of one forward
 
 
-class Config(MethodConfig):
+class Config(EditSettings):
     """Settings of `ultraedit`."""
 
     layers: tuple[NonNegativeInt, ...] | None = Field(
@@ -54,7 +57,8 @@ def compute(lm: LM, facts: list[Fact], config: Config, on_step: OnStep = silent)
     """The changes of the down projections that the targets' gradients ask for.
 
     Raises:
-        RequestError: there is no fact. ConfigError: there is no such layer. EditFailed: the system cannot be solved.
+        RequestError: there is no fact. ConfigError: there is no such layer. EditFailed: the system cannot be solved,
+            or there is one row alone.
     """
     if not facts:
         raise RequestError("ultraedit was given no fact.", "Give at least one.")
@@ -62,12 +66,19 @@ def compute(lm: LM, facts: list[Fact], config: Config, on_step: OnStep = silent)
     layers = sorted({lm.adapter.check_layer(i) for i in config.layers or range(min(2 * n // 3, n - 2), n - 1)})
     inputs, gradients = _collect(lm, facts, layers, on_step)
     deltas, tensors, norms = {}, {}, []
-    for layer in layers:
-        h, g = inputs[layer].double(), gradients[layer].double()
-        both = torch.cat([h, g], 1)
-        moments = torch.stack([torch.full_like(both[0], len(both)), both.sum(0), both.square().sum(0)])
-        tensors[f"moments.{layer}"] = moments
-        h_scaled, g_scaled = _standardised(both, moments + _earlier(lm, layer)).split([h.shape[1], g.shape[1]], 1)
+    rows = {layer: torch.cat([inputs[layer], gradients[layer]], 1).double() for layer in layers}
+    for layer, both in rows.items():
+        counted = torch.full_like(both[0], len(both))
+        tensors[f"moments.{layer}"] = torch.stack([counted, both.sum(0), both.square().sum(0)])
+    moments = torch.stack([*tensors.values(), *_earlier(lm, width=tensors[f"moments.{layers[0]}"].shape[1])]).sum(0)
+    if moments[0, 0] < 2:
+        raise EditFailed(
+            "UltraEdit standardises over the rows it has seen, and one target token at one layer is a single row.",
+            "Name several layers, or edit several facts at once.",
+        )
+    for layer, both in rows.items():
+        h = both[:, : inputs[layer].shape[1]]
+        h_scaled, g_scaled = _standardised(both, moments).split([h.shape[1], both.shape[1] - h.shape[1]], 1)
         wanted = -config.eta * h_scaled.square().sum(1, keepdim=True) * g_scaled  # V (tokens, d_model)
         update = solve(h.T, wanted.T, Metric.of(torch.eye(h.shape[1], dtype=h.dtype), 0.0), alpha=1.0)
         name, deltas[name] = delta_of(lm, layer, update)
@@ -120,11 +131,11 @@ def _collect(
     return {i: torch.cat(v) for i, v in keys.items()}, {i: torch.cat(v) for i, v in gradients.items()}
 
 
-def _earlier(lm: LM, layer: int) -> Tensor | float:
-    """Count, sum and sum of squares over this method's active edits."""
-    name = f"moments.{layer}"
-    found = [e.edit.tensors[name] for e in lm.ledger.active if e.edit.method == "ultraedit" and name in e.edit.tensors]
-    return torch.stack(found).sum(0) if found else 0.0
+def _earlier(lm: LM, *, width: int) -> list[Tensor]:
+    """Count, sum and sum of squares in the layers of this method's active edits, each (3, width)."""
+    edits = (entry.edit for entry in lm.ledger.active if entry.edit.method == "ultraedit")
+    moments = (t for edit in edits for name, t in edit.tensors.items() if name.startswith("moments."))
+    return [t for t in moments if t.shape == (3, width)]
 
 
 def _standardised(rows: Tensor, moments: Tensor) -> Tensor:

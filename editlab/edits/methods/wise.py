@@ -28,12 +28,11 @@ import torch
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 from torch import Tensor
 
-from editlab.config import MethodConfig
 from editlab.edits.irrelevant import near, pool, subjects
 from editlab.edits.keys import contexts
 from editlab.edits.preserve import covariances
 from editlab.edits.rewordings import behind_prose, with_other_openings, with_words_left_out
-from editlab.edits.settings import memory_layer
+from editlab.edits.settings import EditSettings, memory_layer
 from editlab.edits.side_metric import factor_of
 from editlab.edits.side_training import Inputs, Quiet, Rows, Trained, Unknown, inputs_of, kept_inputs_of, train
 from editlab.errors import PackError, RequestError
@@ -51,7 +50,7 @@ if TYPE_CHECKING:
 REPLAYED = 4  # earlier edits that the steps of one edit draw from, per edit that a step replays
 
 
-class Config(MethodConfig):
+class Config(EditSettings):
     """Settings of `wise`."""
 
     layer: int | None = Field(None, ge=0, description="layer whose value matrix gets a side memory; default by model")
