@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FAMILIES
+from conftest import FAMILIES, dense
 from tiny_lm import make_lm
 from torch.func import functional_call
 
@@ -26,6 +26,7 @@ FACTS = [
 PAIRS = [(f.text, f.target_new) for f in FACTS]
 STRONG: dict[str, dict[str, Any]] = {
     "ft": {"layer": 1, "lr": 0.05, "norm_constraint": 0.1, "steps": 15},
+    "ft-l": {"layer": 1, "lr": 0.05, "norm_constraint": 0.1, "steps": 15},
     "lora": {"steps": 15, "lr": 0.02},
     "ultraedit": {"eta": 3e-2, "layers": [1]},
 }
@@ -152,6 +153,57 @@ def test_ultraedit_is_the_published_formula() -> None:
     lm.undo(entry.id)
     found = change - lm.model.get_parameter(ref.name)
     assert float((found - expected).norm() / expected.norm()) < 1e-4
+
+
+def test_one_target_token_is_standardised_over_the_layers_together() -> None:
+    """One row a layer: standardised by itself it would be zero, and so would the edit."""
+    lm = make_lm("llama", dtype=torch.float64)
+    fact = Fact(prompt="The old town of {}", subject="Vinland", target_new="is")
+    assert len(rewrite_row(lm, fact, sink=True).targets) == 1
+    layers, eta = [0, 1], 0.01
+    row = rewrite_row(lm, fact, sink=True)
+    kept: dict[int, list[torch.Tensor]] = {}
+
+    def keep(layer: int) -> Any:
+        def hook(module: Any, args: Any, out: torch.Tensor) -> None:
+            out.retain_grad()
+            kept[layer] = [args[0], out]
+
+        return hook
+
+    paths = {layer: lm.adapter.down(lm.model, layer).name.removesuffix(".weight") for layer in layers}
+    handles = [lm.model.get_submodule(paths[layer]).register_forward_hook(keep(layer)) for layer in layers]
+    embedded = lm.model.get_input_embeddings()(torch.tensor([row.ids])).detach().requires_grad_()
+    logits = lm.model(inputs_embeds=embedded).logits[0, -1]
+    for handle in handles:
+        handle.remove()
+    (-logits.log_softmax(-1)[row.targets[0]]).backward()
+    lm.model.zero_grad()
+    h = torch.stack([kept[i][0][0, -1].detach() for i in layers])
+    g = torch.stack([kept[i][1].grad[0, -1] for i in layers])
+
+    def z(x: torch.Tensor) -> torch.Tensor:
+        return (x - x.mean(0)) / (x.std(0, unbiased=False) + 1e-8)
+
+    wanted = -eta * z(h).square().sum(1, keepdim=True) * z(g)
+    entry = lm.edit(fact, "ultraedit", layers=layers, eta=eta)
+    for i, layer in enumerate(layers):
+        key = h[i]
+        expected = torch.outer(wanted[i], key) / (1 + key @ key)  # (k k^T + I)^-1 k = k / (1 + k^T k)
+        found = dense(entry.edit.deltas[f"{paths[layer]}.weight"]).double()
+        assert float((found - expected).norm() / expected.norm()) < 1e-4
+
+
+def test_a_single_row_at_a_single_layer_is_refused() -> None:
+    lm = make_lm("llama")
+    with pytest.raises(EditFailed, match="single row"):
+        lm.edit(Fact(prompt="The old town of {}", subject="Vinland", target_new="is"), "ultraedit", layers=[1])
+
+
+@pytest.mark.parametrize("method", ["ft", "ft-l", "lora"])
+def test_training_that_hardly_learned_says_so(method: str) -> None:
+    weak = make_lm("llama").edit(FACTS, method, steps=2, lr=1e-5)
+    assert "hardly any is said" in weak.edit.info["warnings"][0]
 
 
 def test_ultraedits_statistics_run_on_over_active_edits_only() -> None:

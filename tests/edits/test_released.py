@@ -11,10 +11,11 @@ import torch
 from conftest import dense
 from tiny_lm import make_lm
 from torch import Tensor
+from torch.func import functional_call
 
 from editlab import LM, Fact
 from editlab.edits.keys import contexts
-from editlab.edits.preserve import preserving
+from editlab.edits.preserve import covariances, preserving
 from editlab.edits.settings import LocateEditSettings
 from editlab.edits.targets import forms
 from editlab.edits.values import optimise
@@ -205,3 +206,61 @@ def test_a_value_ends_when_the_target_has_led_often_enough(top: int, quick: dict
         expected, steps = shift(plain, plain.block, prompts, size, settings.model_dump(), top)
         assert len(value.losses) == steps < 40
         assert float((value.delta.double() - expected).norm() / expected.norm()) < 1e-2
+
+
+def test_ft_l_is_the_released_loop_on_weight_and_bias(quick: dict[str, Any]) -> None:
+    """Every target token at the last token of the bare prompt; two facts of different lengths are one padded batch."""
+    lm = make_lm("gpt2", dtype=torch.float64, initializer_range=0.2)
+    settings = {"layer": 1, "steps": 6, "lr": 1e-2, "norm_constraint": 2e-2}
+    entry = lm.edit(FACTS, "ft-l", **settings)
+    lm.undo(entry.id)
+    tokenizer, model = lm.tokenizer, lm.model
+    names = [f"transformer.h.1.mlp.c_proj.{part}" for part in ("weight", "bias")]
+    assert list(entry.edit.deltas) == names
+    start = [model.get_parameter(name).detach() for name in names]
+    leaves = [w.clone().requires_grad_() for w in start]
+    adam = torch.optim.Adam(leaves, lr=settings["lr"])
+    for _ in range(settings["steps"]):
+        adam.zero_grad()
+        loss = torch.zeros((), dtype=torch.float64)
+        for fact in FACTS:
+            prompt = torch.tensor([tokenizer(fact.text, add_special_tokens=False)["input_ids"]])
+            target = tokenizer(f" {fact.target_new}", add_special_tokens=False)["input_ids"]
+            last = functional_call(model, dict(zip(names, leaves, strict=True)), (prompt,)).logits[0, -1]
+            loss = loss - last.log_softmax(-1)[target].mean() / len(FACTS)
+        loss.backward()
+        adam.step()
+        with torch.no_grad():
+            for leaf, w in zip(leaves, start, strict=True):
+                leaf.clamp_(w - settings["norm_constraint"], w + settings["norm_constraint"])
+    for name, leaf, w in zip(names, leaves, start, strict=True):
+        found, expected = entry.edit.deltas[name].dense, (leaf - w).detach()
+        assert found is not None and float((found - expected).norm() / expected.norm()) < 1e-3
+    assert float(entry.edit.deltas[names[0]].dense.abs().max()) == pytest.approx(2e-2, rel=1e-6)
+
+
+def test_absolute_mu_is_added_to_the_diagonal(quick: dict[str, Any]) -> None:
+    lm = make_lm("gpt2", dtype=torch.float64)
+    mean = float((1.5 * lm.adapter.d_mlp * covariances(lm, [1], LocateEditSettings(**quick))[1]).diagonal().mean())
+    shared = quick | {"lambda_rel": 1.5}
+    updates = []
+    for settings in ({"mu": 3.0}, {"mu_rel": 3.0 / mean}, {"mu": 0.0}):
+        entry = lm.edit(FACTS, "memit-seq", **shared, **settings)
+        updates.append(dense(next(iter(entry.edit.deltas.values()))))
+        lm.undo(entry.id)
+    assert float((updates[0] - updates[1]).norm() / updates[0].norm()) < 1e-5
+    assert updates[0].norm() < 0.99 * updates[2].norm()
+
+
+def test_a_cold_start_of_grace_is_noise_of_its_own_seed(quick: dict[str, Any]) -> None:
+    lm = make_lm("llama")
+    first = {}
+    for start, seed in (("warm", 0), ("cold", 0), ("cold", 0), ("cold", 1)):
+        entry = lm.edit(FACTS[0], "grace", layer=1, steps=1, start=start, seed=seed)
+        values = entry.edit.tensors["values"][0]
+        first.setdefault((start, seed), []).append(values)
+        lm.undo(entry.id)
+    (warm,), (cold, again), (other,) = first.values()
+    assert torch.equal(cold, again) and not torch.equal(cold, other)
+    assert float(cold.min()) >= 0 and float(cold.max()) < 1 and 0.35 < float(cold.mean()) < 0.65
+    assert float((warm - cold).norm()) > 1
