@@ -178,7 +178,7 @@ def memory_cost(lm: LM, verb: str, settings: TrainingSettings) -> Callable[[OnSt
     twin, chosen = lm.fork(), VERBS[verb]
 
     def work(on_step: OnStep) -> Cost:
-        return memory_cost_of(twin, settings, chosen.courses(twin, settings, on_step), chosen.probed(settings))
+        return memory_cost_of(twin, settings, chosen.laid_out(twin, settings, on_step), chosen.probed(settings))
 
     return work
 

@@ -56,4 +56,68 @@ def test_tables_of_conflicts_have_what_is_unusual_in_their_name(relation: str, s
     conflicts = script("conflicts/run")
     study = object.__new__(conflicts.Study)
     study.lm, study.relation, study.subjects = type("Named", (), {"name": "m"})(), relation, subjects
+    study.results = Path("results")
     assert study.path("probe").name == name
+
+
+WRITE_RESULTS = {
+    "bench/run", "conflicts/report", "conflicts/run", "factworlds/train", "lifelong/run", "lifelong/sweep",
+    "memory/report", "methods/run", "methods/sweep",
+}  # fmt: skip
+
+
+def test_every_script_that_writes_results_of_the_repository_has_the_option() -> None:
+    scripts = {str(p.relative_to(FOLDER).with_suffix("")): p.read_text(encoding="utf-8") for p in FOLDER.glob("*/*.py")}
+    assert {name for name, text in scripts.items() if "update_results" in text} == WRITE_RESULTS
+
+
+def test_a_report_leaves_the_results_of_the_repository_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (FOLDER / "memory" / "results.md").read_bytes()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["report.py", "--root", str(tmp_path / "no-runs")])
+    monkeypatch.setattr(sys, "path", [*sys.path, str(FOLDER)])
+    try:
+        script("memory/report").main()
+    finally:
+        sys.modules.pop("shared", None)
+    assert (FOLDER / "memory" / "results.md").read_bytes() == before
+    assert (tmp_path / "runs" / "experiments" / "memory" / "results.md").is_file()
+
+
+def test_results_go_to_runs_unless_those_of_the_repository_are_to_be_updated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shared = script("shared")
+    own = str(FOLDER / "lifelong" / "run.py")
+    assert shared.results_folder(own, False).resolve() == tmp_path / "runs" / "experiments" / "lifelong"
+    assert shared.results_folder(own, True) == FOLDER / "lifelong"
+
+
+@pytest.mark.parametrize("name", ["bench/run", "lifelong/run", "lifelong/sweep", "methods/run", "rome_counterfact/run"])
+def test_a_facts_file_that_is_not_there_is_said_before_anything_is_begun(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def begun(*_: Any, **__: Any) -> None:
+        raise AssertionError("begun before the file was looked at")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("subprocess.run", begun)
+    monkeypatch.setattr(editlab.LM, "from_pretrained", begun)
+    monkeypatch.setattr(sys, "argv", [name, "nowhere.json"])
+    monkeypatch.setattr(sys, "path", [*sys.path, str(FOLDER / Path(name).parent), str(FOLDER)])
+    try:
+        with pytest.raises(SystemExit) as ended:
+            script(name).main()
+    finally:
+        for module in ("run", "report", "common", "shared"):
+            sys.modules.pop(module, None)
+    assert ended.value.code == 2 and "There is no file 'nowhere.json'" in capsys.readouterr().err
+
+
+def test_the_plain_wise_of_a_sequence_has_a_layer_that_the_model_has() -> None:
+    lifelong = script("lifelong/run")
+    for n_layers, layer in ((30, 25), (32, 27), (6, 5), (1, 0)):
+        lm = type("Small", (), {"adapter": type("Adapter", (), {"n_layers": n_layers})()})()
+        assert lifelong.settings_for(lm, "wise, plain")[1]["layer"] == layer
+        assert "layer" not in lifelong.settings_for(lm, "wise")[1]

@@ -115,7 +115,7 @@ def carry_out(out: Output, lm: LM, name: str, settings: Any, target: Target, *, 
 
     verb = VERBS[name]
     if target.estimate:
-        found = cost(lm, settings, verb.courses(lm, settings, out.on_step), verb.probed(settings))
+        found = cost(lm, settings, verb.laid_out(lm, settings, out.on_step), verb.probed(settings))
         out.result({"verb": name, **found.to_record()}, found.text)
         return
     folder = target.run or run_folder("memory", lm.base_hash)

@@ -161,14 +161,20 @@ def token_at(spans: Sequence[Span], char: int) -> int:
     return found[-1]
 
 
+def positions_of(model: Any) -> int | None:
+    """How many tokens a model reads at most; None if its configuration does not say."""
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return most if isinstance(most, int) else None
+
+
 def check_length(model: Any, tokens: int) -> None:
     """Refuse what a model has no positions for: some fail there, and others go on with nonsense.
 
     Raises:
         RequestError: there are more tokens than that.
     """
-    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if isinstance(most, int) and tokens > most:
+    most = positions_of(model)
+    if most is not None and tokens > most:
         raise RequestError(
             f"This takes {tokens:,} tokens, and the model reads {most:,} at most.",
             "Shorten the prompt, or ask for fewer new tokens.",

@@ -1,8 +1,9 @@
-"""Every benchmark, one after the other, and the tables in the READMEs from what they wrote.
+"""Every benchmark, one after the other, and the table of what they wrote.
 
     python experiments/bench/run.py FACTS.json            # about half an hour on 2 cores
     python experiments/bench/run.py FACTS.json --only capture trace
-    python experiments/bench/run.py --table               # the tables alone, from runs/bench-*.json
+    python experiments/bench/run.py --table               # print the table alone, from runs/bench-*.json
+    python experiments/bench/run.py --table --update-results   # and put it into the READMEs
 
 FACTS is a CounterFact file. Each script is a process of its own, so that memory is its own too.
 """
@@ -18,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from common import Row
+
+sys.path.append(str(Path(__file__).parents[1]))
+from shared import add_option, read_facts
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -45,12 +49,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--only", nargs="+", choices=SCRIPTS, default=list(SCRIPTS))
     parser.add_argument("--table", action="store_true", help="measure nothing")
+    add_option(parser, "the tables in the READMEs")
     options = parser.parse_args()
+    if not options.table and any("FACTS" in SCRIPTS[name] for name in options.only):
+        if options.facts is None:
+            parser.error("name a CounterFact file")
+        read_facts(parser, [Path(options.facts)])  # whether it can be read is known before minutes of work
     failed = []
     for name in [] if options.table else options.only:
         given = [options.facts if word == "FACTS" else word for word in SCRIPTS[name]]
-        if None in given:
-            parser.error("name a CounterFact file")
         for option in ("model", "device", "threads"):
             if getattr(options, option) is not None:
                 given += [f"--{option}", str(getattr(options, option))]
@@ -62,6 +69,8 @@ def main() -> None:
         (records[name], Row(**row)) for name in SCRIPTS if name in records for row in records[name].get("rows", [])
     ]
     if found:
+        print(full(found))
+    if found and options.update_results:
         put(HERE / "README.md", full(found))
         put(ROOT / "README.md", short(found))
     if failed:

@@ -1,24 +1,28 @@
-"""results.md from results/*.csv.
+"""results.md from results/*.csv, of runs/experiments/conflicts, or with --update-results of this folder.
 
-python experiments/conflicts/report.py
+python experiments/conflicts/report.py --update-results
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 from pathlib import Path
 
 import pandas as pd
 
 from editlab.state.files import write_text
 
-HERE = Path(__file__).parent
+sys.path.append(str(Path(__file__).parents[1]))
+from shared import add_option, results_folder
+
 SHARE = {"memory", "context", "other", "agreeing", "recall", "rise", "unpruned", "pruned"}
 
 
-def read(step: str) -> dict[str, pd.DataFrame]:
+def read(folder: Path, step: str) -> dict[str, pd.DataFrame]:
     """Tables of a step by model."""
-    paths = sorted((HERE / "results").glob(f"*-{step}.csv"), key=lambda p: ("smollm" not in p.stem, p.stem))
+    paths = sorted((folder / "results").glob(f"*-{step}.csv"), key=lambda p: ("smollm" not in p.stem, p.stem))
     return {path.stem.removesuffix(f"-{step}"): pd.read_csv(path, dtype={"head": str}) for path in paths}
 
 
@@ -46,18 +50,21 @@ RATES = {"memory": "memory", "context": "context", "other": "other"}
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_option(parser)
+    folder = results_folder(__file__, parser.parse_args().update_results)
     parts = [
         "# Results\n\nGreedy first tokens, 95 % intervals over subjects; rows of controls have the spread of their "
         "head sets instead. Made by `report.py`."
     ]
-    for model, rows in read("probe").items():
+    for model, rows in read(folder, "probe").items():
         first = rows.iloc[0]
         parts.append(f"## {model}: who wins ({first['items']} conflicts, {first['subjects']} subjects, all splits)")
         columns = {"condition": "context", **RATES, "memorization_ratio": "M_R", "prefers_memory": "LD > 0"}
         parts.append(shown(rows, {**columns, "difference": "mean LD"}))
         if rows["popularity_r"].notna().any():
             parts.append(f"LD against population: Spearman's r = {rows['popularity_r'].iloc[0]:.2f}.")
-    for model, rows in read("heads").items():
+    for model, rows in read(folder, "heads").items():
         first = rows.iloc[0]
         parts.append(f"## {model}: heads ({first['subjects']} discovery subjects)")
         columns = {"head": "head", "kv_group": "kv group", "score": "S_both", "error": "s.e.", "S_subject": "S_subject"}
@@ -70,7 +77,7 @@ def main() -> None:
             f"Split-half r {first['split_half_r']:.2f}; exact against gradient scores r = {first['r_gradient']:.3f}. "
             + (f"Of the ten heads, {changed} have the other sign under coherent paragraphs." if asked else "")
         )
-    for model, rows in read("prune").items():
+    for model, rows in read(folder, "prune").items():
         for direction, of in rows.groupby("direction", sort=False):
             test, chosen = of[of["split"] == "test"], of[of["split"] == "validation"]
             n, best, safe = test.iloc[0]["subjects"], int(of["best"].iloc[0]), of["safe_k"].iloc[0]
@@ -80,22 +87,22 @@ def main() -> None:
             parts.append(shown(test, {**columns, "perplexity": "perplexity", "kl": "KL"}))
             parts.append(f"Every K, on {chosen.iloc[0]['subjects']} validation subjects:")
             parts.append(shown(chosen, {"condition": "", **RATES, "recall": "recall kept", "perplexity": "perplexity"}))
-    for model, rows in read("levers").items():
+    for model, rows in read(folder, "levers").items():
         for direction, of in rows.groupby("direction", sort=False):
             parts.append(f"## {model}: levers towards the {direction} ({of.iloc[0]['subjects']} test subjects)")
             columns = {"lever": "lever", "setting": "setting", **RATES, "rise": f"rise of {direction}"}
             parts.append(shown(of, {**columns, "agreeing": "agreeing context", "passes": "passes"}))
-    for model, rows in read("edits").items():
+    for model, rows in read(folder, "edits").items():
         parts.append(f"## {model}: conflicts before and after an edit (each fact alone)")
         columns = {"method": "method", "condition": "", **RATES, "subjects": "facts", "agreement": "r of head maps"}
         rows = rows.assign(shielded=rows["shielded"].fillna("").map(shares))
         parts.append(shown(rows, {**columns, "shielded": "answered by the side memory"}))
-    for model, rows in read("transfer").items():
+    for model, rows in read(folder, "transfer").items():
         parts.append(f"## {model}: the same heads elsewhere")
         rows = rows.rename(columns={"low": "rise_low", "high": "rise_high"})
         columns = {"direction": "towards", "where": "where", "unpruned": "unpruned", "pruned": "pruned", "rise": "rise"}
         parts.append(shown(rows, {**columns, "n": "subjects"}))
-    write_text(HERE / "results.md", "\n\n".join(parts) + "\n")
+    write_text(folder / "results.md", "\n\n".join(parts) + "\n")
 
 
 def shares(text: str) -> str:

@@ -4,14 +4,16 @@
     python experiments/conflicts/run.py --model factworld-gpt2 --relation language --subjects 40
     python experiments/conflicts/run.py --steps probe heads     # some steps only
 
-Each step writes one CSV into results/ when it has ended and is skipped where that is there, so a killed run goes on.
-`report.py` makes results.md of them.
+Each step writes one CSV into runs/experiments/conflicts/results (with --update-results: into results/ beside this
+script) when it has ended and is skipped where that is there, so a killed run goes on. `report.py` makes results.md of
+them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +34,9 @@ from editlab.progress import StepInfo
 from editlab.runs.edited_conflicts import edited_conflicts
 from editlab.state.files import write_text
 
-RESULTS = Path(__file__).parent / "results"
+sys.path.append(str(Path(__file__).parents[1]))
+from shared import add_option, results_folder
+
 RELATION = "capital"
 DIRECTIONS = ("context", "memory")
 EDITS = ("rome", "memit", "wise")
@@ -41,7 +45,10 @@ EDITS = ("rome", "memit", "wise")
 class Study:
     """One model's items and head map, made when they are first needed."""
 
-    def __init__(self, model: str | None, relation: str, subjects: int | None, controls: int, facts: int) -> None:
+    def __init__(
+        self, model: str | None, relation: str, subjects: int | None, controls: int, facts: int, results: Path
+    ) -> None:
+        self.results = results
         self.lm = LM.from_pretrained(model)
         self.relation, self.subjects, self.controls, self.facts = relation, subjects, controls, facts
         self.cases = cases_of_relation(relation)
@@ -53,7 +60,7 @@ class Study:
         """The table of a step; what is not as usual stands in its name."""
         relation = [self.relation] if self.relation != RELATION else []
         subjects = [f"{self.subjects}-subjects"] if self.subjects is not None else []
-        return RESULTS / ("-".join([self.lm.name, *relation, *subjects, step]) + ".csv")
+        return self.results / ("-".join([self.lm.name, *relation, *subjects, step]) + ".csv")
 
     def items(self, format: str = "substitution") -> Items:
         if format not in self._items:
@@ -183,10 +190,13 @@ def main() -> None:
     parser.add_argument("--facts", type=int, default=10, help="edited facts per method")
     parser.add_argument("--steps", nargs="+", choices=list(STEPS), default=list(STEPS))
     parser.add_argument("--threads", type=int)
+    add_option(parser)
     options = parser.parse_args()
+    results = results_folder(__file__, options.update_results) / "results"
+    results.mkdir(exist_ok=True)
     if options.threads:
         torch.set_num_threads(options.threads)
-    study = Study(options.model, options.relation, options.subjects, options.controls, options.facts)
+    study = Study(options.model, options.relation, options.subjects, options.controls, options.facts, results)
     print(study.items().headline, flush=True)
     for name in options.steps:
         path = study.path(name)

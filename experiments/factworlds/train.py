@@ -3,7 +3,8 @@
     python experiments/factworlds/train.py gpt2        # or llama
     python experiments/factworlds/train.py llama --work runs/elsewhere --out checkpoints/factworld-llama
 
-Weights, tokenizer, curve, recall and card go to `--out`. A run that was stopped goes on from its last checkpoint in
+Weights, tokenizer, curve, recall and card go to `--out`: runs/experiments/factworlds, or with --update-results
+checkpoints/, where those are that are under version control. A run that was stopped goes on from its last checkpoint in
 `--work` when the same command is given again. README.md says what the models are for.
 """
 
@@ -13,6 +14,7 @@ import argparse
 import csv
 import json
 import random
+import sys
 import time
 from collections.abc import Sized
 from pathlib import Path
@@ -38,6 +40,9 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from editlab import LM
 from editlab.evaluation.recall import Asked, all_asked, recalled
+
+sys.path.append(str(Path(__file__).parents[1]))
+from shared import add_option, results_folder
 
 SEED = 0
 STEPS = {"gpt2": 2800, "llama": 2400}
@@ -149,12 +154,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=("gpt2", "llama"))
     parser.add_argument("--work", type=Path, help="default runs/factworld-KIND")
-    parser.add_argument("--out", type=Path, help="default checkpoints/factworld-KIND")
+    parser.add_argument("--out", type=Path, help="default runs/experiments/factworlds/factworld-KIND")
     parser.add_argument("--steps", type=int)
+    add_option(parser, "checkpoints/factworld-KIND")
     options = parser.parse_args()
     name = f"factworld-{options.kind}"
     steps = options.steps or STEPS[options.kind]
-    work, out = options.work or Path("runs") / name, options.out or Path("checkpoints") / name
+    home = Path("checkpoints") if options.update_results else results_folder(__file__, False)
+    work, out = options.work or Path("runs") / name, options.out or home / name
     work.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(2)

@@ -3,7 +3,9 @@
     python experiments/lifelong/run.py FACTS.json... --edits 200 --far ZSRE.json   # every setting, the default model
     python experiments/lifelong/run.py --model factworld-llama --edits 300   # facts of the relations that it knows
     python experiments/lifelong/run.py FACTS.json... --only alphaedit
-    python experiments/lifelong/run.py --report                           # table and figure from results.csv
+    python experiments/lifelong/run.py --report --update-results          # table and figure from results.csv
+
+Rows go to runs/experiments/lifelong/results.csv, with --update-results to the one beside this script.
 
 The facts are those of the files, in their order, whose true answer the unedited model finds more probable than the
 new one, one a subject; without a file, counterfactuals of what the model knows of the relations, shuffled. Each
@@ -20,6 +22,7 @@ import argparse
 import hashlib
 import json
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,19 +32,21 @@ import pandas as pd
 import torch
 
 from editlab import LM, Fact
-from editlab.data.formats import load_facts
 from editlab.data.relations import relations
 from editlab.evaluation.known import known, preferred
 from editlab.facts import Question
 from editlab.runs import Plan, is_finished, run_batch
 from editlab.runs.journal import Journal
 
+sys.path.append(str(Path(__file__).parents[1]))
+from shared import add_option, read_facts, results_folder
+
 # Two contexts instead of five: half the time of an optimised value, and two hundred of them add up.
 TWO: dict[str, Any] = {"contexts": {10: 2}}
 ANCHOR: dict[str, Any] = {"value_norm_anchor": True}
 # As published but for Adam: a late layer, single entries, plain steps, the mean over tokens, one merged bank.
 PLAIN: dict[str, Any] = {
-    "layer": 25, "mask": "entries", "whiten": False, "pooling": "mean", "indicator": "relative", "ratio": 0.8,
+    "mask": "entries", "whiten": False, "pooling": "mean", "indicator": "relative", "ratio": 0.8,
     "mode": "merge", "shard_size": 50, "merge_every": 2, "steps": 40, "lr": 0.01, "contexts": {5: 3, 10: 3},
     "prose": 0, "left_out": 0, "openings": 0, "rows": 1000, "near": 4, "replay": 2, "alpha": 0.15, "beta": 1.0,
     "gamma": 0.6, "margin_weight": 50.0, "stop_nll": 0.1, "stop_margin": 0.05,
@@ -69,7 +74,7 @@ METRICS = (
 )  # fmt: skip
 PREFIX = "nq question: "
 MARKS = (1, 10, 30, 100, 200, 300, 1000)
-HERE = Path(__file__).parent
+LATE = 25 / 30  # of the layers; the published one of 27 in 32 is as far down
 
 
 def main() -> None:
@@ -80,29 +85,32 @@ def main() -> None:
     parser.add_argument("--edits", type=int, default=200)
     parser.add_argument("--sample", type=int, default=50)
     parser.add_argument("--marks", type=int, nargs="+", default=MARKS, help="edits after which the model is scored")
-    parser.add_argument("--only", nargs="+", default=list(SETTINGS), metavar="NAME")
-    parser.add_argument("--out", type=Path, default=HERE / "results.csv")
+    parser.add_argument("--only", nargs="+", default=list(SETTINGS), choices=SETTINGS, metavar="NAME")
+    parser.add_argument("--out", type=Path, help="default results.csv in the folder of the results")
     parser.add_argument("--runs", type=Path, default=Path("runs/lifelong"))
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--report", action="store_true", help="write the table and the figure, and nothing else")
+    add_option(parser)
     options = parser.parse_args()
+    out = options.out or results_folder(__file__, options.update_results) / "results.csv"
     if options.report:
         from report import write
 
-        write(options.out)
+        write(out)
         return
     if options.threads:
         torch.set_num_threads(options.threads)
+    given = read_facts(parser, options.facts)
+    published = read_facts(parser, [options.far])
     base = LM.from_pretrained(options.model)
-    given = [fact for path in options.facts for fact in load_facts(path)]
     chosen = preferred(base, given) if given else from_relations(base)
     facts, rest = chosen[: options.edits], chosen[options.edits :]
-    far = elsewhere(load_facts(options.far) if options.far else [], rest)
+    far = elsewhere(published, rest)
     print(f"{len(facts)} facts that {base.name} answers otherwise", flush=True)
     for name in options.only:
-        method, settings, size = SETTINGS[name]
+        method, settings, size = settings_for(base, name)
         key = {"model": base.name, "setting": name, "n": len(facts)}
-        done = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame()
+        done = pd.read_csv(out) if out.exists() else pd.DataFrame()
         if not done.empty and (done[list(key)] == pd.Series(key)).all(axis=1).any():
             continue
         mode = "sequential" if size == 1 else "sequential-batched"
@@ -116,10 +124,18 @@ def main() -> None:
         costs = costs_of(folder, plan, facts)
         rows = [key | costs | row for row in scores(lm, far, options.sample, options.marks)]
         # Another process may have added its own rows meanwhile.
-        done = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame()
-        pd.concat([done, pd.DataFrame(rows)]).to_csv(options.out, index=False)
+        done = pd.read_csv(out) if out.exists() else pd.DataFrame()
+        pd.concat([done, pd.DataFrame(rows)]).to_csv(out, index=False)
         shown = pd.DataFrame(rows).pivot_table(index="edits", columns="metric", values="edited")
         print(f"{name}: {costs}\n{shown.to_string(float_format=lambda x: f'{x:.3g}')}", flush=True)
+
+
+def settings_for(lm: LM, name: str) -> tuple[str, dict[str, Any], int]:
+    """Method, settings and facts of one edit, a layer that is named by its depth put in."""
+    method, settings, size = SETTINGS[name]
+    if settings is PLAIN:
+        settings = PLAIN | {"layer": min(lm.adapter.n_layers - 1, round(LATE * lm.adapter.n_layers))}
+    return method, settings, size
 
 
 def folder_of(root: Path, name: str, facts: Sequence[Fact]) -> Path:

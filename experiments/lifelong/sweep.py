@@ -11,6 +11,7 @@ facts of the file, and questions about anything else, with and without the prefi
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
@@ -20,8 +21,10 @@ from run import elsewhere, from_relations, measured
 
 from editlab import LM
 from editlab.config import parse_overrides
-from editlab.data.formats import load_facts
 from editlab.evaluation.known import preferred
+
+sys.path.append(str(Path(__file__).parents[1]))
+from shared import add_option, read_facts, results_folder
 
 SCORES = {
     "rewrite_acc": "reliability",
@@ -34,7 +37,6 @@ SCORES = {
     "perplexity": "perplexity",
 }
 ASKED = 50  # other facts, and questions about anything else
-HERE = Path(__file__).parent
 
 
 def main() -> None:
@@ -46,17 +48,21 @@ def main() -> None:
     parser.add_argument("--edits", type=int, default=16)
     parser.add_argument("--sample", type=int, default=50, help="facts that are scored")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
-    parser.add_argument("--out", type=Path, default=HERE / "sweep.csv")
+    parser.add_argument("--out", type=Path, help="default sweep.csv in the folder of the results")
     parser.add_argument("--threads", type=int, default=0)
+    add_option(parser)
     options = parser.parse_args()
+    out = options.out or results_folder(__file__, options.update_results) / "sweep.csv"
     if options.threads:
         torch.set_num_threads(options.threads)
+    given = read_facts(parser, [options.facts])
+    published = read_facts(parser, [options.far])
     lm = LM.from_pretrained(options.model)
     start, stop = options.records
     stop = min(stop, start + 2 * options.edits + ASKED)
-    facts = preferred(lm, load_facts(options.facts)[start:stop]) if options.facts else from_relations(lm)[start:stop]
+    facts = preferred(lm, given[start:stop]) if options.facts else from_relations(lm)[start:stop]
     chosen, others = facts[: options.edits], facts[options.edits :][-ASKED:]
-    far = elsewhere(load_facts(options.far) if options.far else [], others)
+    far = elsewhere(published, others)
     began = time.perf_counter()
     for i, fact in enumerate(chosen):
         entry = lm.edit(fact, "wise", **parse_overrides(options.set))
@@ -80,8 +86,8 @@ def main() -> None:
     row["mean"] = (row["reliability"] + row["generalization"] + row["locality"]) / 3
     row["steps"] = sum(sum(e.edit.info["steps"]) for e in lm.ledger.active) / len(chosen)
     row["seconds"] = seconds
-    done = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame()
-    pd.concat([done, pd.DataFrame([row])]).to_csv(options.out, index=False)
+    done = pd.read_csv(out) if out.exists() else pd.DataFrame()
+    pd.concat([done, pd.DataFrame([row])]).to_csv(out, index=False)
     print(pd.Series(row).to_string(), flush=True)
 
 

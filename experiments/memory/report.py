@@ -1,11 +1,12 @@
 """results.md from finished studies: headline, remarks and table of each.
 
-python experiments/memory/report.py [--root runs/memory]
+python experiments/memory/report.py [--root runs/memory] [--update-results]
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -14,12 +15,17 @@ from editlab.config import build
 from editlab.runs.memory.verbs import VERBS
 from editlab.runs.records import list_runs
 
+sys.path.append(str(Path(__file__).parents[1]))
+from shared import add_option, results_folder
+
 
 def main() -> None:
-    """Write results.md beside this file."""
+    """Write results.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("runs/memory"))
-    root = parser.parse_args().root
+    add_option(parser)
+    options = parser.parse_args()
+    root = options.root
     parts = ["# Results\n\nWritten by `report.py`; intervals are 95 %, seeds and items resampled.\n"]
     for run in list_runs(root):
         if run.kind != "memory" or run.state != "complete":
@@ -35,7 +41,7 @@ def main() -> None:
             f"## {run.model}: {verb.name}\n\n{result.headline}\n\n{remarks}\n- Settings: {said}\n\n"
             f"```\n{result.table()}\n```\n"
         )
-    (Path(__file__).parent / "results.md").write_text("\n".join(parts), encoding="utf-8")
+    (results_folder(__file__, options.update_results) / "results.md").write_text("\n".join(parts), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
     python experiments/methods/run.py FACTS.json...                       # every method, batch sizes 1, 16, 64, 256
     python experiments/methods/run.py FACTS.json... --methods memit --sizes 64 --set memit.layers=[5]
-    python experiments/methods/run.py --report                         # table and figure from results.csv
+    python experiments/methods/run.py --report --update-results        # table and figure from results.csv
+
+Rows go to runs/experiments/methods/results.csv, with --update-results to the one beside this script.
 
 The facts are those of the file, in its order, whose true answer the unedited model finds more probable than the new
 one, one a subject. A batch size splits them into edits of that many, each made on the unedited model and scored right
@@ -13,6 +15,7 @@ perplexity and norm are means over (some of the) edited models. Cells that resul
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -25,11 +28,13 @@ from report import METHODS, write
 
 from editlab import LM, Fact
 from editlab.config import parse_overrides
-from editlab.data.formats import load_facts
 from editlab.errors import EditlabError
 from editlab.evaluation.known import preferred
 from editlab.evaluation.metrics.counterfact import harmonic
 from editlab.evaluation.statistics import Estimate, estimate, estimate_joint
+
+sys.path.append(str(Path(__file__).parents[1]))
+from shared import add_option, read_facts, results_folder
 
 OF_FACTS = (
     "efficacy", "paraphrase", "neighbourhood", "efficacy_argmax", "paraphrase_argmax", "neighbourhood_argmax",
@@ -37,7 +42,6 @@ OF_FACTS = (
 )  # fmt: skip
 OF_MODEL = ("control_kl", "perplexity", "norm_ratio")
 MODELS_SCORED = 4  # edited models of a cell whose drift and perplexity are measured
-HERE = Path(__file__).parent
 
 
 def main() -> None:
@@ -47,35 +51,38 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--sizes", nargs="+", type=int, default=[1, 16, 64, 256])
     parser.add_argument("--limit", type=int, default=64, help="facts in all, for sizes up to that")
-    parser.add_argument("--out", type=Path, default=HERE / "results.csv")
+    parser.add_argument("--out", type=Path, help="default results.csv in the folder of the results")
     parser.add_argument("--set", nargs="*", default=[], metavar="METHOD.NAME=VALUE", help="settings of the methods")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--report", action="store_true", help="write the table and the figure, and nothing else")
+    add_option(parser)
     options = parser.parse_args()
+    out = options.out or results_folder(__file__, options.update_results) / "results.csv"
     if options.report:
-        write(options.out)
+        write(out)
         return
     if not options.facts:
         parser.error("name a facts file")
     if options.threads:
         torch.set_num_threads(options.threads)
+    given = read_facts(parser, options.facts)
     lm = LM.from_pretrained(options.model)
-    facts = preferred(lm, [fact for path in options.facts for fact in load_facts(path)])
+    facts = preferred(lm, given)
     print(f"{len(facts)} facts that {lm.name} prefers the true answer of", flush=True)
     for size in options.sizes:
         chosen = facts[: max(options.limit, size)]
         for method in options.methods:
             if method == "rome" and size > 1:
                 continue
-            given = [item.split(".", 1)[1] for item in options.set if item.startswith(f"{method}.")]
-            settings = parse_overrides(given)
-            key = {"model": lm.name, "method": method, "batch": size, "settings": " ".join(given), "n": len(chosen)}
-            done = pd.read_csv(options.out, keep_default_na=False) if options.out.exists() else pd.DataFrame()
+            own = [item.split(".", 1)[1] for item in options.set if item.startswith(f"{method}.")]
+            settings = parse_overrides(own)
+            key = {"model": lm.name, "method": method, "batch": size, "settings": " ".join(own), "n": len(chosen)}
+            done = pd.read_csv(out, keep_default_na=False) if out.exists() else pd.DataFrame()
             if not done.empty and (done[list(key)] == pd.Series(key)).all(axis=1).any():
                 continue
             rows = cell(lm, chosen, method, size, settings)
             table = pd.concat([done, pd.DataFrame([key | row for row in rows])])
-            table.to_csv(options.out, index=False)
+            table.to_csv(out, index=False)
             print(key, flush=True)
             print(pd.DataFrame(rows).to_string(index=False, float_format=lambda x: f"{x:.4g}"), flush=True)
 

@@ -4,13 +4,14 @@
     python experiments/methods/sweep.py smollm2-135m --facts FACTS.json --methods memit
 
 Each method writes all facts in one edit (ROME and its kin one by one), for every point of a small grid, as `editlab
-tune` does. A line a point, best first, in sweeps/MODEL-METHOD.csv; the point that presets.yaml has is the best one
-that is not worse in neighbours by more than it gains.
+tune` does. A line a point, best first, in sweeps/MODEL-METHOD.csv of runs/experiments/methods (with --update-results:
+of this folder); the point that presets.yaml has is the best one that is not worse in neighbours by more than it gains.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from typing import Any
 import torch
 
 from editlab import LM, Fact
-from editlab.data.formats import load_facts
 from editlab.data.relations import fill, relation
 from editlab.evaluation.known import known, preferred
 from editlab.progress import StepInfo
 from editlab.runs.tune import tune
+
+sys.path.append(str(Path(__file__).parents[1]))
+from shared import add_option, read_facts, results_folder
 
 Grid = dict[str, Sequence[Any]]
 # The optimiser's settings of the fact worlds are those that ROME's preset has.
@@ -42,7 +45,6 @@ SMOLLM2: dict[str, Grid] = {
     "ultraedit": {"layers": [None, [22, 25, 28]], "eta": [1e-6, 3e-4, 1e-3]},
     "ft": {"layer": [0, 5], "norm_constraint": [5e-4, 4e-3]},
 }
-HERE = Path(__file__).parent
 
 
 def main() -> None:
@@ -52,25 +54,27 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=32)
     parser.add_argument("--methods", nargs="+")
     parser.add_argument("--threads", type=int, default=0)
+    add_option(parser)
     options = parser.parse_args()
+    given = read_facts(parser, [options.facts]) if options.facts else None
     if options.threads:
         torch.set_num_threads(options.threads)
     lm = LM.from_pretrained(options.model)
     grids = FACTWORLD if options.model.startswith("factworld") else SMOLLM2
-    facts = chosen(lm, options.facts)[: options.n]
+    facts = chosen(lm, given)[: options.n]
     print(f"{len(facts)} facts", flush=True)
     for method in options.methods or list(grids):
         table = tune(lm, facts, method, grids[method] | OPTIMISER.get(options.model, {}), _say, batch=True)
-        target = HERE / "sweeps" / f"{lm.name}-{method}.csv"
+        target = results_folder(__file__, options.update_results) / "sweeps" / f"{lm.name}-{method}.csv"
         target.parent.mkdir(exist_ok=True)
         table.to_csv(target, index=False)
         print(f"{target.name}\n{table.to_string()}", flush=True)
 
 
-def chosen(lm: LM, file: Path | None) -> list[Fact]:
+def chosen(lm: LM, given: list[Fact] | None) -> list[Fact]:
     """Facts that the model has something to unlearn of."""
-    if file is not None:
-        return preferred(lm, load_facts(file))
+    if given is not None:
+        return preferred(lm, given)
     stem = relation("capital").stems[0]
     facts = known(lm, relation("capital")).facts()
     others = [fill(stem, fact.subject) for fact in facts]

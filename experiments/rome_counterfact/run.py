@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -30,10 +31,12 @@ from scipy.stats import binomtest
 from editlab import LM, Fact
 from editlab.config import parse_overrides
 from editlab.data.factbook import capitals
-from editlab.data.formats import load_facts
 from editlab.evaluation.answers import begins
 from editlab.evaluation.scorer import force, score_facts
 from editlab.facts import Question
+
+sys.path.append(str(Path(__file__).parents[1]))
+from shared import read_facts
 
 FORMS = {"bare": False, "sink": True}
 
@@ -128,9 +131,10 @@ def main() -> None:
     options = parser.parse_args()
     console = Console(stderr=True)
     settings = parse_overrides(options.settings)
+    facts = read_facts(parser, [options.facts])
     lm = LM.from_pretrained(options.model)
     found = {}
-    given = preferred(lm, load_facts(options.facts), options.n)
+    given = preferred(lm, facts, options.n)
     if given:
         found["given"] = measure(lm, given, settings, "given", console)
     first = preferred(lm, first_token_facts(lm), options.first)

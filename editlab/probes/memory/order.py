@@ -28,6 +28,7 @@ from editlab.errors import ConfigError
 from editlab.evaluation.scorer import force
 from editlab.hooks.batch import pad_rows
 from editlab.joining import TargetPrefix
+from editlab.probes.memory.reading import Ids
 
 if TYPE_CHECKING:
     from editlab.lm import LM
@@ -92,22 +93,49 @@ def question(a: str, b: str, excerpt: str = "") -> str:
     )
 
 
+def questions_of(pairs: Sequence[OrderedPair], *, shown: bool) -> list[str]:
+    """Every pair in both orders; with its text in front if it is shown."""
+    asked = []
+    for p in pairs:
+        text = p.excerpt if shown else ""
+        asked += [question(p.first, p.second, text), question(p.second, p.first, text)]
+    return asked
+
+
 def read_order(judge: Judge, pairs: Sequence[OrderedPair], *, shown: bool) -> list[OrderReading]:
     """Ask about every pair in both orders.
 
     Args:
         judge: log p(A) and log p(B) for every question. shown: with the text.
     """
-    asked = []
-    for p in pairs:
-        text = p.excerpt if shown else ""
-        asked += [question(p.first, p.second, text), question(p.second, p.first, text)]
-    said = list(judge(asked))
+    said = list(judge(questions_of(pairs, shown=shown)))
     found = []
     for one, other in zip(said[::2], said[1::2], strict=True):
         mass = min(math.exp(a) + math.exp(b) for a, b in (one, other))
         found.append(OrderReading(one[0] - one[1], other[0] - other[1], mass))
     return found
+
+
+def rows_of(lm: LM, questions: Sequence[str], *, chat: bool = True) -> tuple[list[Ids], tuple[int, int]]:
+    """Each question and the beginning of its answer as token ids, and the ids of the letters A and B after them.
+
+    Args:
+        chat: as a turn of a conversation, if the tokenizer has a template for one.
+
+    Raises:
+        ConfigError: the tokenizer has no single token for a letter there.
+    """
+    in_chat = chat and bool(lm.tokenizer.chat_template)
+    rows: list[Ids] = []
+    letters = (0, 0)
+    for text in questions:
+        asked = f"{lm.as_chat(text)}{ANSWER}" if in_chat else f"{text}\n{ANSWER}"
+        a, b = (lm.tokens(f"{asked} {letter}", special=not in_chat)[0] for letter in "AB")
+        if a[:-1] != b[:-1] or a[-1] == b[-1]:
+            raise ConfigError(f"The tokenizer has no single token each for A and B after '{ANSWER}'.")
+        rows.append(tuple(a[:-1]))
+        letters = (a[-1], b[-1])
+    return rows, letters
 
 
 def letters_of(lm: LM, questions: Sequence[str], *, chat: bool = True) -> list[Letters]:
@@ -119,16 +147,7 @@ def letters_of(lm: LM, questions: Sequence[str], *, chat: bool = True) -> list[L
     Raises:
         ConfigError: the tokenizer has no single token for a letter there. RequestError: a question is too long.
     """
-    in_chat = chat and bool(lm.tokenizer.chat_template)
-    rows: list[list[int]] = []
-    letters = (0, 0)
-    for text in questions:
-        asked = f"{lm.as_chat(text)}{ANSWER}" if in_chat else f"{text}\n{ANSWER}"
-        a, b = (lm.tokens(f"{asked} {letter}", special=not in_chat)[0] for letter in "AB")
-        if a[:-1] != b[:-1] or a[-1] == b[-1]:
-            raise ConfigError(f"The tokenizer has no single token each for A and B after '{ANSWER}'.")
-        rows.append(list(a[:-1]))
-        letters = (a[-1], b[-1])
+    rows, letters = rows_of(lm, questions, chat=chat)
     order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), i))
     found: dict[int, Letters] = {}
     while order:

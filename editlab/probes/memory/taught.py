@@ -35,7 +35,8 @@ class FactReading:
         recognised: share of other answers that it is preferred to (a tie counts half);
             NaN without any.
         paraphrased: share of paraphrases after which it is said; NaN without any.
-        neighbours: share of neighbours after which the true answer is said; NaN without any.
+        neighbours: share of neighbours after which their own answer is said (without one: the fact's true
+            answer); NaN without any.
     """
 
     lp: float
@@ -64,21 +65,32 @@ def others_of(facts: Sequence[Fact], seed: int = 0) -> list[tuple[str, ...]]:
     return found
 
 
-def read_facts(lm: LM, facts: Sequence[Fact], others: Sequence[Sequence[str]]) -> list[FactReading]:
-    """Read all facts in shared batches."""
+def prompts_of(facts: Sequence[Fact], others: Sequence[Sequence[str]]) -> list[tuple[str, str, TargetPrefix]]:
+    """Prompts of the facts, an answer that is scored after each, and what joins them, in the order of `read_facts`."""
     pairs: list[tuple[str, str, TargetPrefix]] = []
     for fact, rest in zip(facts, others, strict=True):
         own = [(fact.text, answer) for answer in (fact.target_new, *rest)]
         own += [(text, fact.target_new) for text in fact.paraphrases[:PARAPHRASES]]
-        own += [(q.prompt, fact.target_true) for q in fact.neighbours[:NEIGHBOURS] if fact.target_true]
+        own += _neighbours(fact)
         pairs += [(text, answer, fact.prefix_of(text, answer)) for text, answer in own]
-    scores = iter(force(lm, pairs))
+    return pairs
+
+
+def _neighbours(fact: Fact) -> list[tuple[str, str]]:
+    """Neighbours with the usual one of their own answers, or the fact's true one where they have none."""
+    own = [(q.prompt, q.answers[0] if q.answers else fact.target_true) for q in fact.neighbours[:NEIGHBOURS]]
+    return [(prompt, answer) for prompt, answer in own if answer]
+
+
+def read_facts(lm: LM, facts: Sequence[Fact], others: Sequence[Sequence[str]]) -> list[FactReading]:
+    """Read all facts in shared batches."""
+    scores = iter(force(lm, prompts_of(facts, others)))
     found = []
     for fact, rest in zip(facts, others, strict=True):
         new = next(scores)
         against = [next(scores) for _ in rest]
         again = [next(scores) for _ in fact.paraphrases[:PARAPHRASES]]
-        near = [next(scores) for _ in fact.neighbours[:NEIGHBOURS] if fact.target_true]
+        near = [next(scores) for _ in _neighbours(fact)]
         beaten = [1.0 if new.nll < other.nll else 0.5 if new.nll == other.nll else 0.0 for other in against]
         found.append(FactReading(-new.nll, new.is_argmax, _mean(beaten), _said(again), _said(near)))
     return found

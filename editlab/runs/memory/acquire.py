@@ -31,6 +31,7 @@ from editlab.evaluation.scorer import force
 from editlab.joining import join
 from editlab.probes.memory.acquisition import DEPTHS
 from editlab.progress import OnStep, silent
+from editlab.rows import target_ids
 from editlab.runs.memory.course import Course, Phase, Row
 from editlab.runs.memory.learner import Learner
 from editlab.runs.memory.settings import TrainingSettings, spread
@@ -114,6 +115,7 @@ def acquire_courses(lm: LM, settings: AcquireSettings, on_step: OnStep = silent)
                 if text:
                     batches[update].insert(0, ids_of(lm, text, settings.block))
         asked = _asked(lm, plan, settings.block)
+        probed = (target_ids(lm, probe.prompt, probe.target, sink=False) for probe in asked)
         unseen = [p.train_context for scenario, p in plan if scenario == CONTROL]
         unseen += [f"{probe.prompt} {probe.target}" for probe in asked if probe.depth != DEPTHS[0]]
         courses.append(
@@ -123,6 +125,7 @@ def acquire_courses(lm: LM, settings: AcquireSettings, on_step: OnStep = silent)
                 probes=settings.probes,
                 measure=partial(_measure, asked=asked, seed=seed),
                 forbidden=frozenset(ids_of(lm, text, settings.block) for text in unseen),
+                reads=max(len(prompt) + len(target) for prompt, target in probed),
             )
         )
     return courses

@@ -14,7 +14,7 @@ import pandas as pd
 
 from editlab.errors import ConfigError
 from editlab.progress import OnStep, StepInfo, silent
-from editlab.runs.memory.course import Course, Row
+from editlab.runs.memory.course import Course, Row, check_fits
 from editlab.runs.memory.learner import Diverged, Learner
 from editlab.runs.memory.settings import StudySettings
 from editlab.runs.memory.study import study_courses
@@ -73,6 +73,7 @@ def calibrate(
     for i, lr in enumerate(sorted(grid)):
         on_step(StepInfo("calibrating", i, len(grid), "rates", f"lr {lr:g}"))
         course = study_courses(lm, alone.model_copy(update={"lr": lr}))[0]
+        check_fits(lm, [course], "Use a smaller 'block'.")
         row = _try(learner, course, lr)
         rows.append(row)
         if row["recall"] >= aim:

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
-from editlab.errors import EditFailed, RequestError
+from editlab.errors import ConfigError, EditFailed, RequestError
+from editlab.hooks.batch import positions_of
 from editlab.progress import OnStep, StepInfo, silent
 from editlab.runs.journal import Journal
 from editlab.runs.memory.learner import Diverged, Learner
@@ -61,6 +62,7 @@ class Course:
         begin: gives the model it starts from; default the learner's source. A course whose model cannot be made is
             over before its first probe.
         forbidden: rows that must be in no batch (foils, controls, probes).
+        reads: tokens of the longest text that a probe reads, answers included.
         spoilt: says why the course must end, from the rows of a probe, or "".
     """
 
@@ -70,6 +72,7 @@ class Course:
     measure: Callable[[Learner, int], list[Row]]
     begin: Callable[[], LM] | None = None
     forbidden: frozenset[Ids] = frozenset()
+    reads: int = 0
     spoilt: Callable[[list[Row]], str] = field(default=lambda rows: "")
 
     def __post_init__(self) -> None:
@@ -87,6 +90,12 @@ class Course:
         """That are trained on."""
         return sum(len(row) for phase in self.phases for batch in phase.batches for row in batch)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text that is trained on or read."""
+        trained = (len(row) for phase in self.phases for batch in phase.batches for row in batch)
+        return max(self.reads, max(trained, default=0))
+
     def step(self, learner: Learner, update: int) -> float:
         """Carry out one update."""
         for phase in self.phases:
@@ -97,6 +106,22 @@ class Course:
                 return learner.step(phase.batches[update], phase.lr * rise)
             update -= len(phase.batches)
         raise IndexError(update)
+
+
+def check_fits(lm: LM, courses: Sequence[Course], shorter: str) -> None:
+    """Refuse courses with a text that the model has no positions for, before anything is promised or begun.
+
+    Args:
+        shorter: what makes the texts shorter.
+
+    Raises:
+        ConfigError: there is such a text.
+    """
+    most, longest = positions_of(lm.model), max((course.longest for course in courses), default=0)
+    if most is not None and longest > most:
+        raise ConfigError(
+            f"The longest text of this study has {longest:,} tokens, and {lm.name} reads {most:,} at most.", shorter
+        )
 
 
 def run_courses(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field, model_validator
 
 from editlab.data.stimuli.segments import OrderedPair, bin_edges, ordered_pairs
-from editlab.probes.memory.order import association, letters_of, read_order
+from editlab.probes.memory.order import association, letters_of, questions_of, read_order, rows_of
 from editlab.probes.memory.reading import Ids, read
 from editlab.progress import OnStep, silent
 from editlab.runs.memory.course import Course, Phase, Row
@@ -63,12 +63,14 @@ def order_courses(lm: LM, settings: OrderSettings, on_step: OnStep = silent) -> 
         seed = settings.seed + i
         pairs = ordered_pairs(settings.items, seed, words=settings.words, length=settings.length, source=settings.file)
         texts = [ids_of(lm, text, settings.block) for text in dict.fromkeys(p.excerpt for p in pairs)]
+        questions, _ = rows_of(lm, questions_of(pairs, shown=True), chat=settings.chat)  # the longest that are asked
         study = exposure_batches(texts, settings.exposures, settings.batch, seed)
         courses.append(
             Course(
                 name=f"seed {seed}",
                 phases=(Phase(study, settings.lr),),
                 probes=(0, len(study)),
+                reads=max(map(len, questions)),
                 measure=partial(_measure, pairs=pairs, texts=texts, seed=seed, chat=settings.chat),
             )
         )

@@ -20,7 +20,7 @@ from editlab.runs.batch import check_basis
 from editlab.runs.folder import check_free, versions, write_config, write_table
 from editlab.runs.journal import NAME as JOURNAL
 from editlab.runs.journal import Journal, alone
-from editlab.runs.memory.course import CHECKPOINT, Course, Row, run_courses
+from editlab.runs.memory.course import CHECKPOINT, Course, Row, check_fits, run_courses
 from editlab.runs.memory.learner import Learner, memory_needed
 from editlab.runs.memory.result import MemoryResult
 from editlab.runs.memory.settings import TrainingSettings
@@ -42,7 +42,7 @@ class Verb:
         settings: their class. courses: lays them out. result: makes sense of the rows; it gets them, the settings, the
             model's name, and the courses that were aborted. probed: about how many texts a probe reads. whole: a course
             that did not come to its end says nothing. live: makes the curves that are shown on the way (see
-            `live_curves`), and what their values are.
+            `live_curves`), and what their values are. shorter: what makes its texts shorter.
     """
 
     name: str
@@ -52,6 +52,17 @@ class Verb:
     probed: Callable[[Any], int]
     live: tuple[Callable[[pd.DataFrame], pd.DataFrame], str]
     whole: bool = False
+    shorter: str = "Use a smaller 'block'."
+
+    def laid_out(self, lm: LM, settings: Any, on_step: OnStep = silent) -> Sequence[Course]:
+        """The courses of a study that the model can read.
+
+        Raises:
+            ConfigError: a setting or file is wrong, or the model has no positions for a text.
+        """
+        courses = self.courses(lm, settings, on_step)
+        check_fits(lm, courses, self.shorter)
+        return courses
 
 
 def run_memory(
@@ -78,7 +89,7 @@ def run_memory(
     """
     if not folder.exists() or not (folder / JOURNAL).exists():
         check_free(folder)
-    courses = verb.courses(lm, settings, on_step)
+    courses = verb.laid_out(lm, settings, on_step)
     tokens = sum(course.tokens for course in courses)
     updates = sum(course.updates for course in courses)
     need = memory_needed(lm, settings.scope)

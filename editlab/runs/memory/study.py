@@ -158,6 +158,7 @@ def study_course(
         measure=partial(_measure, items=items, direction=direction, where=where, state=state, before=before,
                         generates=_generates(settings, each, end)),
         forbidden=frozenset(foils),
+        reads=max(map(len, items.rows)),
         spoilt=_spoilt,
     )  # fmt: skip
 

@@ -32,7 +32,7 @@ from editlab.errors import ConfigError, EditFailed, EditlabError, RequestError
 from editlab.evaluation.known import known
 from editlab.hooks.placement import in_float64
 from editlab.probes.memory.reading import Ids, read
-from editlab.probes.memory.taught import FactReading, others_of, read_facts
+from editlab.probes.memory.taught import FactReading, others_of, prompts_of, read_facts
 from editlab.progress import OnStep, StepInfo, silent
 from editlab.rows import target_ids
 from editlab.runs.memory.course import Course, Phase, Row
@@ -114,6 +114,12 @@ class Teacher:
         self.plain = self.lm.pristine()
         self.others = others_of(self.facts, self.settings.seed)
         self.rows = [_sentence(self.plain, fact) for fact in self.facts]
+
+    @property
+    def asked(self) -> list[Ids]:
+        """Every prompt that probes read, with the answers to it."""
+        parts = (target_ids(self.plain, *asked, sink=False) for asked in prompts_of(self.facts, self.others))
+        return [(*prompt, *target) for prompt, target in parts]
 
     @property
     def edits(self) -> list[str]:
@@ -254,6 +260,7 @@ def survive_courses(lm: LM, settings: SurviveSettings, on_step: OnStep = silent)
                     measure=partial(_measure, teacher=teacher, where=where, controls=controls),
                     begin=partial(teacher.taught, engine),
                     forbidden=frozenset({*teacher.rows, *controls}),
+                    reads=max(map(len, (*controls, *teacher.asked))),
                 )
             )
     return courses

@@ -46,7 +46,23 @@ VERBS: dict[str, Verb] = {
             _FORGETTING,
             whole=True,
         ),
-        Verb("order", OrderSettings, order_courses, OrderResult, lambda s: 24 * s.items, _ORDER),
-        Verb("survive", SurviveSettings, survive_courses, SurviveResult, lambda s: 8 * s.items, _FACTS),
+        Verb(
+            "order",
+            OrderSettings,
+            order_courses,
+            OrderResult,
+            lambda s: 24 * s.items,
+            _ORDER,
+            shorter="Use shorter texts ('words'): a question shows one, and two passages of it.",
+        ),
+        Verb(
+            "survive",
+            SurviveSettings,
+            survive_courses,
+            SurviveResult,
+            lambda s: 8 * s.items,
+            _FACTS,
+            shorter="Use facts with shorter prompts and answers.",
+        ),
     )
 }
