@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 MOST_EDGES = 200
 COLOUR = {"q": COLOURS[0], "k": COLOURS[1], "v": COLOURS[2]}
-DASH = {"verified": "solid", "edge-only": "dash", "refuted": "dot", "weight-only": "dot"}
+DASH = {"verified": "solid", "edge-only": "dash", "not shown": "longdash", "refuted": "dot", "weight-only": "dot"}
 
 
 def effects(tests: Verdicts) -> go.Figure:

@@ -53,7 +53,7 @@ def test_test_gives_a_status(cli: Cli, words: Path) -> None:
     )
     assert ended.code == 0, ended
     assert [r["target"] for r in ended.data["rows"]] == ["2.1", "2.2"]
-    assert {r["status"] for r in ended.data["rows"]} <= {"verified", "edge-only", "refuted"}
+    assert {r["status"] for r in ended.data["rows"]} <= {"verified", "edge-only", "not shown", "refuted"}
     assert all(r["n"] == 20 and r["controls"] == 24 for r in ended.data["rows"])
     shown = cli("channels", "test", "0.1", "2.1", "--mode", "k", "--task", "lists", "--length", 3, "--prompts", 9,
                 "-m", words, "--passages", 0, "-q")  # fmt: skip

@@ -14,7 +14,10 @@ For a channel A.i -> B, on prompts with a known answer:
 
     verified     weights, edge and node all hold
     edge-only    the edge does something, the rest does not hold
-    refuted      intervening on the edge does nothing that controls do not do
+    not shown    intervening on the edge does nothing that could be told from chance or from controls: too few prompts,
+                 or no channel
+    refuted      the edge does next to nothing: the whole 95 % interval of its effect lies within the equivalence bound,
+                 a share of what there is to take away (`Config.equivalence` times the reader's margin)
     weight-only  no one has intervened
 
 Where the edge does much and the node little, later heads make up for what is lost (self-repair).
@@ -56,6 +59,12 @@ class Config(MethodConfig):
     controls: int = Field(default=24, ge=20, le=200, description="matched random controls of each intervention")
     passages: int = Field(default=6, ge=0, le=200, description="passages of prose for perplexity; 0: not measured")
     seed: int = Field(default=0, ge=0, description="of controls and intervals")
+    equivalence: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="share of the reader's margin that an effect must stay below to be refuted",
+    )
 
 
 def verify(
@@ -98,7 +107,8 @@ def verify(
         edge = _edge(setting, channel, scan, config)
         node, answer = nodes[channel.source][channel]
         weights, is_outlier = _weights(scan, channel)
-        tested.append(Verdict(channel, weights, edge, node, answer, *harm[channel.source], is_outlier))
+        bound = config.equivalence * abs(edge.base)
+        tested.append(Verdict(channel, weights, edge, node, answer, *harm[channel.source], is_outlier, bound))
     on_step(StepInfo("testing channels", total, total, "interventions"))
     return Verdicts(_corrected(tested), task, config.model_dump(mode="json"), lm.name)
 

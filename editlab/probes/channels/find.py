@@ -5,7 +5,7 @@
 2. Of each reader's earlier writers the best by the weights are candidates: components for q, whole heads for k, where
    what is sent is a token's identity and takes many directions.
 3. Their edges are cut on one set of prompts, and the strongest are kept.
-4. Those are tested, with controls, on other prompts.
+4. Those are tested, with controls, on other prompts: on none that roles were measured on, and none of the screening.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Config(MethodConfig):
     candidates: int = Field(default=12, ge=1, le=200, description="writers by weights for each of them")
     keep: int = Field(default=6, ge=1, description="channels that are tested after screening")
     screening: int = Field(default=80, ge=8, description="prompts for screening")
-    prompts: int = Field(default=200, ge=8, description="prompts for testing, none of them screened on")
+    prompts: int = Field(default=200, ge=8, description="prompts for testing, none of them looked at before")
     seed: int = Field(default=0, ge=0, description="of prompts")
 
 
@@ -102,14 +102,18 @@ def find(
     mode: Mode = "q" if kind == "inhibition" else "k"
     level: Level = "component" if mode == "q" else "head"
     make = tasks.ioi if kind == "inhibition" else tasks.repeats
+    # Readers were chosen by what they do on the prompts that roles were measured on.
+    looked_at = {p.text for p in tasks.ioi(lm, roles.config.prompts, seed=roles.config.seed)}
+    screening = make(lm, config.screening, seed=config.seed + 1, without=looked_at)
     screened = causal.screen(
         lm,
         candidates(scan, readers, mode, level, config.candidates),
-        make(lm, config.screening, seed=config.seed + 1),
+        screening,
         scan,
         on_step,
     )
     kept = [channel for channel, _ in screened[: config.keep]]
-    prompts = make(lm, config.prompts, seed=config.seed)
+    looked_at |= {p.text for p in screening}
+    prompts = make(lm, config.prompts, seed=config.seed, without=looked_at)
     name = {"inhibition": "indirect objects", "induction": "repeated tokens"}[kind]
     return Found(kind, screened, causal.verify(lm, kept, prompts, scan, testing, on_step, task=name))

@@ -11,7 +11,7 @@ come from a seed. Prompts begin with the model's sink token; the last token is E
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -56,6 +56,7 @@ LIST_TEMPLATES = (
 )
 POOLS = ("any", "words", "capitals", "names")
 PERIODS = (12, 16)
+MOST_DRAWS = 1000
 
 
 @dataclass(frozen=True)
@@ -110,24 +111,28 @@ def single_tokens(lm: LM, words: Sequence[str], least: int, what: str) -> list[s
     return found
 
 
-def ioi(lm: LM, n: int = 200, *, seed: int = 0) -> list[Prompt]:
+def ioi(lm: LM, n: int = 200, *, seed: int = 0, without: Collection[str] = ()) -> list[Prompt]:
     """`n` prompts over all templates, the repeated name as often the first one as the second.
 
+    Args:
+        without: texts that are not drawn again.
+
     Raises:
-        RequestError: too few words are single tokens.
+        RequestError: too few words are single tokens, or hardly any other prompt can be made of them.
     """
     rng = np.random.default_rng(seed)
     names = single_tokens(lm, NAMES, 6, "names")
     places, things = (single_tokens(lm, w, 2, "nouns") for w in (PLACES, THINGS))
-    prompts = []
-    for i in range(n):
+
+    def draw(i: int) -> Prompt:
         again, template = divmod(i, len(IOI_TEMPLATES))
         repeated = again % 2
         a, b = (str(x) for x in rng.choice(names, 2, replace=False))
         fill = {"place": rng.choice(places), "thing": rng.choice(things)}
         text = IOI_TEMPLATES[template].format(A=a, B=b, S=(a, b)[repeated], **fill)
-        prompts.append(_located(lm, text, (a, b), 1 - repeated, template))
-    return prompts
+        return _located(lm, text, (a, b), 1 - repeated, template)
+
+    return [_other(draw, i, without) for i in range(n)]
 
 
 def laundry(
@@ -174,10 +179,16 @@ def laundry(
     return prompts
 
 
-def repeats(lm: LM, n: int = 200, *, seed: int = 0) -> list[Prompt]:
+def repeats(lm: LM, n: int = 200, *, seed: int = 0, without: Collection[str] = ()) -> list[Prompt]:
     """Random tokens, then the same again and cut off: 8 kinds, 4 pools of tokens at 2 lengths.
 
     At END a token stands for the second time; the answer is the one that followed it the first time.
+
+    Args:
+        without: texts that are not drawn again.
+
+    Raises:
+        RequestError: hardly any other prompt can be made.
     """
     rng = np.random.default_rng(seed)
     vocabulary = lm.tokenizer.get_vocab()
@@ -191,9 +202,9 @@ def repeats(lm: LM, n: int = 200, *, seed: int = 0) -> list[Prompt]:
         "capitals": sorted(i for i in words if by_id[i][1:2].isupper()),
         "names": sorted(vocabulary[f"Ġ{name}"] for name in NAMES if f"Ġ{name}" in vocabulary),
     }
-    prompts = []
     sink = lm.need_sink()
-    for i in range(n):
+
+    def draw(i: int) -> Prompt:
         template = i % (len(POOLS) * len(PERIODS))
         period = PERIODS[template // len(POOLS)]
         pool = pools[POOLS[template % len(POOLS)]]
@@ -204,8 +215,20 @@ def repeats(lm: LM, n: int = 200, *, seed: int = 0) -> list[Prompt]:
         answer = once[seen + 1]
         text = lm.tokenizer.decode(list(ids[len(sink) :]))
         said = lm.tokenizer.decode([answer])
-        prompts.append(Prompt(text, ids, (said,), (answer,), 0, (seen + 1 + len(sink),), (-1,), template))
-    return prompts
+        return Prompt(text, ids, (said,), (answer,), 0, (seen + 1 + len(sink),), (-1,), template)
+
+    return [_other(draw, i, without) for i in range(n)]
+
+
+def _other(draw: Callable[[int], Prompt], i: int, without: Collection[str]) -> Prompt:
+    """The first prompt in the place `i` whose text is not among `without`."""
+    for _ in range(MOST_DRAWS):
+        made = draw(i)
+        if made.text not in without:
+            return made
+    raise RequestError(
+        "Hardly any prompt is left that was not drawn before.", "Ask for fewer prompts, or use a larger vocabulary."
+    )
 
 
 def _listed(items: Sequence[str]) -> str:

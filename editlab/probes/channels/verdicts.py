@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-Status = Literal["verified", "edge-only", "refuted", "weight-only"]
+Status = Literal["verified", "edge-only", "not shown", "refuted", "weight-only"]
 LEVEL = 0.05
 
 
@@ -87,6 +87,7 @@ class Verdict:
         edge, node: effects on the reader's margin (for mode v on the logit difference).
         answer: the node's effect on the logit difference.
         kl: at END, of the node. perplexity: before and after, NaN where not measured.
+        equivalence: the size of an effect on the edge that counts as none; 0: nothing does, as in results of old.
     """
 
     channel: Channel
@@ -97,17 +98,23 @@ class Verdict:
     kl: float
     perplexity: tuple[float, float]
     is_outlier: bool
+    equivalence: float = 0.0
 
     @property
     def status(self) -> Status:
-        """See the top of the module."""
-        if not self.edge.holds:
+        """One of those that the top of `causal.py` defines."""
+        e = self.edge.estimate
+        if -self.equivalence < e.low and e.high < self.equivalence:
             return "refuted"
+        if not self.edge.holds:
+            return "not shown"
         return "verified" if self.node.holds and self.is_outlier else "edge-only"
 
     @property
     def why(self) -> str:
         """What is missing for "verified", or "": the rest holds."""
+        if self.status == "refuted":
+            return f"the edge's whole interval lies within ±{self.equivalence:.3g}"
         lacks = [
             name
             for name, holds in (("weights", self.is_outlier), ("edge", self.edge.holds), ("node", self.node.holds))
@@ -137,6 +144,7 @@ class Verdict:
             "why": self.why,
             **self.weights,
             **self.edge.record("edge"),
+            "edge_equivalence": self.equivalence,
             **self.node.record("node"),
             **self.answer.record("logit"),
             "edge_share": self.edge_share,
@@ -170,7 +178,7 @@ class Verdicts(Saved):
     @property
     def headline(self) -> str:
         """One sentence."""
-        counts = {s: sum(t.status == s for t in self.tested) for s in ("verified", "edge-only", "refuted")}
+        counts = {s: sum(t.status == s for t in self.tested) for s in get_args(Status)}
         said = ", ".join(f"{n} {s}" for s, n in counts.items() if n)
         strongest = max(self.tested, key=lambda t: abs(t.edge.estimate.mean), default=None)
         if strongest is None:

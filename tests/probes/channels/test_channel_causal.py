@@ -18,6 +18,7 @@ from editlab.probes.channels.components import component_edit, writer
 from editlab.probes.channels.controls import control_heads, control_writers
 from editlab.probes.channels.factors import factorise
 from editlab.probes.channels.find import candidates
+from editlab.probes.channels.intervals import sign_flips
 from editlab.probes.channels.parts import Channel, Mode, Part
 from editlab.probes.channels.paths import Setting
 from editlab.probes.channels.scan import scan
@@ -189,7 +190,12 @@ def test_channels_are_tested_with_all_that_a_status_needs(mode: Mode) -> None:
     assert lm.state_hash == before and not any(m._forward_hooks for m in lm.model.modules())
     table = found.to_pandas()
     assert list(table["source"]) == [str(c.source) for c in channels] and (table["n"] == 20).all()
-    assert list(table["controls"][:2]) == [20, 20] and set(table["status"]) <= {"verified", "edge-only", "refuted"}
+    assert list(table["controls"][:2]) == [20, 20] and set(table["status"]) <= {
+        "verified",
+        "edge-only",
+        "not shown",
+        "refuted",
+    }
     assert (table["templates"] == 10).all() and (table["perplexity_after"] != table["perplexity_before"]).all()
     assert (table["edge_low"] <= table["edge"]).all() and (table["edge"] <= table["edge_high"]).all()
     # The same edge by itself.
@@ -207,16 +213,31 @@ def effect(mean: float, *, spread: float = 0.1, controls: float = 0.01, q: float
     return Effect(values, np.repeat(np.arange(8), 25), 0.5, rng.normal(0, controls, 24), q, q=q)
 
 
+def test_a_true_effect_is_not_refuted_for_want_of_evidence() -> None:
+    rng = np.random.default_rng(0)
+    channel = Channel(Part(1, 0, 0), Part(2, 0), "q")
+    statuses = []
+    for _ in range(40):
+        values = 0.05 + 0.5 * rng.standard_normal(40)  # too noisy to be seen on 40 prompts
+        edge = Effect(values, np.arange(40) % 8, 0.4, rng.normal(0, 0.01, 24), sign_flips(values), q=sign_flips(values))
+        statuses.append(Verdict(channel, {}, edge, edge, edge, 0.1, (1.0, 1.0), True, 0.05 * 0.4).status)
+    assert statuses.count("refuted") == 0 and statuses.count("not shown") >= 35
+
+
 def test_a_status_needs_weights_edge_node_controls_and_significance() -> None:
     strong, none = effect(0.3), effect(0.0)
     channel = Channel(Part(1, 0, 0), Part(2, 0), "q")
-    full = Verdict(channel, {}, strong, strong, strong, 0.1, (1.0, 1.0), True)
+    full = Verdict(channel, {}, strong, strong, strong, 0.1, (1.0, 1.0), True, 0.025)
     assert full.status == "verified" and full.why == "" and not full.is_repaired
     assert replace(full, is_outlier=False).status == "edge-only"
     assert replace(full, node=none).status == "edge-only" and replace(full, node=none).is_repaired
     assert "node" in replace(full, node=none).why
     assert replace(full, edge=none).status == "refuted"
-    assert replace(full, edge=effect(0.3, controls=0.5)).status == "refuted"  # controls do as much
-    assert replace(full, edge=effect(0.3, q=0.2)).status == "refuted"
+    assert replace(full, edge=effect(0.0, spread=1.0)).status == "not shown"  # nothing seen, and nothing excluded
+    assert replace(full, edge=none, equivalence=0.0).status == "not shown"
+    assert replace(full, edge=effect(0.3, controls=0.5)).status == "not shown"  # controls do as much
+    assert replace(full, edge=effect(0.3, q=0.2)).status == "not shown"
+    assert replace(full, edge=effect(0.02, spread=0.001)).status == "refuted"  # significant, and next to nothing
     assert replace(full, edge=effect(-0.3)).status == "verified"
+    assert replace(full, edge=none).why == "the edge's whole interval lies within ±0.025"
     assert strong.agreeing == 8 and strong.bound < 0.05
