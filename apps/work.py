@@ -35,7 +35,7 @@ from editlab.runs import (
     run_batch,
     run_folder,
     run_probe,
-    write_manifest,
+    write_evaluation,
     write_run,
     write_trace,
 )
@@ -45,6 +45,7 @@ from editlab.runs.memory.run import Verb, read_planned, run_memory
 from editlab.runs.memory.settings import TrainingSettings
 from editlab.runs.memory.verbs import VERBS
 from editlab.runs.records import recorded_mode
+from editlab.state.files import filled_or_removed
 from editlab.viz.edits import batch_points, edit_probabilities, edits_so_far
 from editlab.viz.files import save_figures
 
@@ -222,9 +223,8 @@ def evaluate(plain: LM, run: Path, root: Path) -> Callable[[OnStep], Ran]:
     def work(on_step: OnStep) -> Ran:
         twin.load_edits(run)
         found = twin.evaluate(mode=recorded_mode(run), on_step=on_step)
-        folder = found.save(run_folder("eval", twin.base_hash, root))
-        write_manifest(folder, twin, "eval", {"pack": str(run)}, {"edits": [], "failed": []})
-        return Ran(folder, found)
+        folder = run_folder("eval", twin.base_hash, root)
+        return Ran(write_evaluation(folder, twin, found, {"pack": str(run)}), found)
 
     return work
 
@@ -233,5 +233,6 @@ def save_ledger(lm: LM, reports: Iterable[EditReport], root: Path) -> Path:
     """Write the ledger as a run folder, with what was measured of the edits that are still in it."""
     kept = [r for r in reports if r.entry.id in lm.ledger]
     folder = run_folder("ledger", lm.base_hash, root)
-    save_figures(folder, {f"edit-{r.entry.id}": edit_probabilities(r) for r in kept})
-    return write_run(folder, lm, "ledger", {"model": lm.name}, kept)
+    with filled_or_removed(folder):
+        save_figures(folder, {f"edit-{r.entry.id}": edit_probabilities(r) for r in kept})
+        return write_run(folder, lm, "ledger", {"model": lm.name}, kept)

@@ -2,7 +2,7 @@
 
 Exit codes: 0 done; 1 unexpected; 2 usage or invalid configuration; 3 model or data missing or unsupported;
 4 a requested threshold failed; 5 finished with failed rows; 6 out of memory; 7 resume refused; 8 another
-process holds the run; 130 interrupted.
+process holds the run; 130 interrupted; 128 and its number ended by another signal.
 
 A command is one module of this package that defines `register(app: typer.Typer) -> None`. No list names
 them, and none may import torch at the top: `--help` imports them all.
@@ -14,6 +14,7 @@ import importlib
 import io
 import os
 import pkgutil
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ import typer
 
 import editlab.cli
 from editlab.cli.console import describe, show_problem
+from editlab.errors import Interrupted
 
 _VERBOSE = "editlab.verbose"
 
@@ -70,7 +72,19 @@ def main() -> None:
         # A character that the terminal cannot show must not end the command.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(run(sys.argv[1:]))
+    ended_by: list[int] = []
+
+    def end(number: int, frame: object) -> None:
+        """As Ctrl-C does: what is begun is tidied up, and what can be gone on with says how."""
+        ended_by.append(number)
+        raise KeyboardInterrupt
+
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # not under nohup
+            signal.signal(number, end)
+    code = run(sys.argv[1:])
+    sys.exit(128 + ended_by[0] if ended_by and code == Interrupted.exit_code else code)
 
 
 def _print_version(wanted: bool) -> None:

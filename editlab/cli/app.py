@@ -32,14 +32,23 @@ def start(
         environment = os.environ | ({"EDITLAB_MODEL": model} if model else {})
         environment |= {"EDITLAB_APP_SHARED": "1"} if shared else {}
         out.say("Starting the app; Ctrl-C ends it.")
-        server = subprocess.Popen(command, env=environment)
-        try:
-            code = server.wait()
-        except KeyboardInterrupt:
-            server.wait()  # it got the signal too, and ends in its own way
-            return
-        if code:
-            raise typer.Exit(1)
+    run_instead(command, environment)
+
+
+def run_instead(command: list[str], environment: dict[str, str]) -> None:
+    """Run a command in the place of this process, so that whatever signal ends the one ends the other."""
+    if os.name == "posix":
+        os.execve(command[0], command, environment)
+    server = subprocess.Popen(command, env=environment)
+    try:
+        code = server.wait()
+    except KeyboardInterrupt:
+        server.wait()  # it got the signal too, and ends in its own way
+        return
+    finally:
+        server.terminate()
+    if code:
+        raise typer.Exit(1)
 
 
 def register(app: typer.Typer) -> None:

@@ -100,15 +100,17 @@ class Work:
     ) -> None:
         """Write the run folder, and say what came out."""
         from editlab.runs import run_folder, write_table
+        from editlab.state.files import filled_or_removed
 
         if columns:
             self.out.show(shown(rows, columns))
         folder = self.run or run_folder("conflicts", self.lm.base_hash)
-        if pack:
-            self.lm.save_edits(folder)
         known = {"headline": headline, **extra}
         plots = {name: found.plot for name, found in plotted.items()}
-        write_table(folder, self.lm, "conflicts", self.asked, rows, known, plots)
+        with filled_or_removed(folder):
+            if pack:
+                self.lm.save_edits(folder)
+            write_table(folder, self.lm, "conflicts", self.asked, rows, known, plots)
         self.out.result(
             {"run": str(folder), "headline": headline, "rows": records(rows), **extra}, f"{headline}\nRun: {folder}"
         )

@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from editlab.cli.options import Json, Quiet
-from editlab.errors import EditlabError, Interrupted
+from editlab.errors import EditlabError, Interrupted, is_disk_full
 from editlab.jsonable import finite
 from editlab.progress import StepInfo
 
@@ -160,11 +161,14 @@ def describe(error: BaseException) -> Problem:
             "Try a smaller batch, --dtype bfloat16, a smaller model, or closing other programs.",
             6,
         )
+    if is_disk_full(error):
+        where = f": {error.filename}" if isinstance(error, OSError) and error.filename is not None else "."
+        return Problem(f"The disk is full{where}", "Free some space, and run the command again.", 1)
     if isinstance(error, OSError) and error.filename is not None:
         return Problem(f"{error.strerror}: {error.filename}", "Check the path, its permissions and the disk.", 1)
     report = _write_report(error)
     where = f"The details are in {report}." if report else "Run again with -v for the details."
-    return Problem("Something broke inside editlab; nothing was changed.", where, 1)
+    return Problem("Something broke inside editlab.", where, 1)
 
 
 def show_problem(problem: Problem, *, as_json: bool) -> None:
@@ -314,5 +318,7 @@ def _write_report(error: BaseException) -> Path | None:
         folder.mkdir(parents=True, exist_ok=True)
         report.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
     except OSError:
+        with suppress(OSError):
+            report.unlink(missing_ok=True)  # half of it would look like all of it
         return None
     return report

@@ -122,11 +122,19 @@ def register(app: typer.Typer) -> None:
 
 @contextmanager
 def interruptible(folder: Path) -> Iterator[None]:
-    """Ctrl-C ends a run with the command that goes on with it."""
+    """Ctrl-C, or a full disk, ends a run with the command that goes on with it, if there is something to go on with."""
+    from editlab.errors import PackError, WriteFailed
+    from editlab.runs.journal import NAME as JOURNAL
+
     try:
         yield
     except KeyboardInterrupt:
-        raise Interrupted("Interrupted; what is done is kept.", f"Go on with: editlab resume {folder}") from None
+        fix = f"Go on with: editlab resume {folder}" if (folder / JOURNAL).exists() else ""
+        raise Interrupted("Interrupted; what is done is kept." if fix else "Interrupted.", fix) from None
+    except (PackError, WriteFailed) as error:
+        if (folder / JOURNAL).exists():
+            error.fix += f" Then go on with: editlab resume {folder}"
+        raise
 
 
 def _one_fact(

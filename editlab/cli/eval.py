@@ -49,7 +49,7 @@ def evaluate(
     """Measure efficacy, paraphrase, locality, free answers, negation and drift, beside the unedited model."""
     from editlab.config import parse_overrides
     from editlab.evaluation.suite import read_suite
-    from editlab.runs import run_folder, write_manifest
+    from editlab.runs import run_folder, write_evaluation
     from editlab.runs.records import recorded_mode
     from editlab.state.packs import read_pack
 
@@ -75,9 +75,8 @@ def evaluate(
     found = measure(lm, facts, settings, mode=mode or recorded_mode(pack), on_step=out.on_step)
     if not found.settings["n_edited"]:
         out.warn("None of these facts was written by these edits: everything here is side effect.")
-    folder = found.save(folder or run_folder("eval", lm.base_hash))
     config = {"pack": str(pack), **settings.model_dump(mode="json")}
-    write_manifest(folder, lm, "eval", config, {"edits": [], "failed": []})
+    folder = write_evaluation(folder or run_folder("eval", lm.base_hash), lm, found, config)
     show(out, found)
     failures = failed_thresholds(found)
     text = "".join(f"\nFAILED: {failure}" for failure in failures)

@@ -36,7 +36,7 @@ from editlab.errors import ConfigError, Interrupted
 from editlab.hooks.batch import Batch, pad_rows
 from editlab.models.cache import cache_root
 from editlab.progress import OnStep, StepInfo, silent
-from editlab.state.files import write_tensors
+from editlab.state.files import cause_told, write_tensors
 
 if TYPE_CHECKING:
     from editlab.lm import LM
@@ -116,7 +116,8 @@ def collect(
         raise ConfigError(f"{wanted} tokens are too few.", "Ask for at least one.")
     paths = {layer: stats_path(lm, layer, corpus, settings) for layer in sorted(set(layers))}
     root = cache_root() / "stats"
-    root.mkdir(parents=True, exist_ok=True)
+    with cause_told(root):
+        root.mkdir(parents=True, exist_ok=True)
     missing = [layer for layer, path in paths.items() if not path.exists()]
     if missing:
         job = hashlib.sha256("".join(str(paths[i]) for i in missing).encode()).hexdigest()[:20]

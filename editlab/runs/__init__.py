@@ -2,7 +2,15 @@
 
 from editlab.runs.batch import BatchResult, Plan, StopRules, drop_single_packs, is_finished, read_run, run_batch
 from editlab.runs.estimate import Estimate, estimate
-from editlab.runs.folder import check_free, note_undone, run_folder, write_manifest, write_run, write_table
+from editlab.runs.folder import (
+    check_free,
+    note_undone,
+    run_folder,
+    write_evaluation,
+    write_manifest,
+    write_run,
+    write_table,
+)
 from editlab.runs.measure import FailedRow, edit_and_measure
 from editlab.runs.probe import run_probe
 from editlab.runs.trace import write_trace
@@ -23,6 +31,7 @@ __all__ = [
     "run_batch",
     "run_folder",
     "run_probe",
+    "write_evaluation",
     "write_manifest",
     "write_run",
     "write_table",

@@ -17,7 +17,6 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from pydantic import Field, TypeAdapter, ValidationError
 
 from editlab.config import MethodConfig
-from editlab.errors import ConfigError, EditFailed, PackError, RequestError, ResumeRefused
+from editlab.errors import ConfigError, EditFailed, PackError, RequestError, ResumeRefused, WriteFailed
 from editlab.evaluation.scorer import score_facts
 from editlab.facts import Fact
 from editlab.progress import OnStep, StepInfo, silent
@@ -35,6 +34,7 @@ from editlab.runs.folder import check_free, versions, write_config, write_run
 from editlab.runs.journal import NAME as JOURNAL
 from editlab.runs.journal import Journal, alone
 from editlab.runs.measure import FailedRow
+from editlab.state.files import filled_or_removed, remove
 from editlab.state.packs import apply_pack, read_pack, save_pack
 
 if TYPE_CHECKING:
@@ -121,15 +121,14 @@ def run_batch(
 
     Raises:
         ConfigError: a setting is wrong, or the folder holds something else. RunBusy: another process writes there.
-        ResumeRefused: the run rests on something else. Facts that cannot be edited fail alone, or with those that
-            share their edit.
+        ResumeRefused: the run rests on something else. PackError, WriteFailed: the system does not let it be written;
+            what is done can be gone on with, and a run that has done nothing yet leaves nothing. Facts that cannot be
+            edited fail alone, or with those that share their edit.
     """
     if not facts:
         raise ConfigError("There is no fact to edit.", "Give at least one.")
     if lm.ledger.active:
         raise ConfigError("A batch starts from the unedited model.", "Undo the edits, or load the model afresh.")
-    made = [p for p in (folder, folder.parent) if not p.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
     with alone(folder):
         for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
             leftover.unlink()
@@ -139,30 +138,26 @@ def run_batch(
         if not journal.events:
             check_free(folder)
             rows = [fact.model_dump(mode="json", exclude_defaults=True) for fact in facts]
-            journal.add("planned", basis=basis, plan=plan.model_dump(mode="json"), model=lm.name, facts=rows)
-            write_config(folder, plan.model_dump(mode="json") | {"model": lm.name})
+            with filled_or_removed(folder):
+                journal.add("planned", basis=basis, plan=plan.model_dump(mode="json"), model=lm.name, facts=rows)
+                write_config(folder, plan.model_dump(mode="json") | {"model": lm.name})
         elif journal.last("finished"):
             raise ConfigError(f"The run in '{folder}' is finished.", "Choose another --out for a new one.")
         else:
             check_basis(journal, basis, force)
         try:
             return _Runner(lm, facts, plan, folder, journal, on_step).run()
-        except ConfigError:
-            # A setting that only the method could find wrong: there is nothing to go on with.
+        except (ConfigError, WriteFailed):
+            # A setting that only the method could find wrong, or a full disk: there is nothing to go on with.
             if not any(e["event"] in ("committed", "failed") for e in journal.events):
-                _take_back(journal.path, made)
+                _take_back(folder)
             raise
 
 
-def _take_back(journal: Path, made: Sequence[Path]) -> None:
+def _take_back(folder: Path) -> None:
     """Remove what a run has written before its first edit, and no more: others may write beside it by now."""
-    folder = journal.parent
-    shutil.rmtree(folder / EDITS, ignore_errors=True)
-    for path in (journal, folder / "config.yaml", folder / ".lock"):
-        path.unlink(missing_ok=True)
-    with suppress(OSError):  # not empty
-        for path in made:
-            path.rmdir()
+    for name in (EDITS, JOURNAL, "config.yaml"):
+        remove(folder / name)
 
 
 def _basis(lm: LM, facts: Sequence[Fact], plan: Plan) -> dict[str, str]:

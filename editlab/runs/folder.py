@@ -15,16 +15,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from editlab.errors import ConfigError
+from editlab.errors import ConfigError, WriteFailed
 from editlab.jsonable import finite
 from editlab.report import EditReport
-from editlab.state.files import write_json, write_text, write_whole
+from editlab.state.files import filled_or_removed, write_json, write_text, write_whole
 from editlab.viz.files import save_figures
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
+    from editlab.evaluation.results import Evaluation
     from editlab.lm import LM
     from editlab.runs.measure import FailedRow
 
@@ -52,7 +53,24 @@ def write_run(
 
     Args:
         extra: goes into the manifest, over what is there by default.
+
+    Raises:
+        PackError, WriteFailed: the system does not let it be written; what was not in the folder before is removed.
     """
+    with filled_or_removed(folder):
+        _write_edits(folder, lm, kind, config, reports, failed, dict(extra or {}))
+    return folder
+
+
+def _write_edits(
+    folder: Path,
+    lm: LM,
+    kind: str,
+    config: Mapping[str, Any],
+    reports: Sequence[EditReport],
+    failed: Sequence[FailedRow],
+    extra: dict[str, Any],
+) -> None:
     import pandas as pd
 
     write_config(folder, config)
@@ -69,8 +87,7 @@ def write_run(
             "answer": "greedy continuation of 10 tokens, as typed",
         },
     }
-    write_manifest(folder, lm, kind, config, edits | dict(extra or {}))
-    return folder
+    write_manifest(folder, lm, kind, config, edits | extra)
 
 
 def write_table(
@@ -89,16 +106,32 @@ def write_table(
         extra: goes into the manifest, beside the edits that were in force.
         plots: what draws each figure, where plotly is installed.
         asked: what `config.yaml` has beside the settings, so that passing it on does the same again.
+
+    Raises:
+        WriteFailed: the system does not let it be written; what was not in the folder before is removed.
     """
     given = {name: value for name, value in (asked or {}).items() if value is not None}
     config = finite(config)
-    write_config(folder, {**config, **given, "model": lm.name})
-    if find_spec("plotly"):
-        save_figures(folder, {name: draw() for name, draw in (plots or {}).items()})
-    _write_rows(folder, rows)
     in_force = [entry.id for entry in lm.ledger.active]
     known = {"edits": [], "failed": [], "model_edits": in_force, **finite(extra)}
-    write_manifest(folder, lm, kind, config, known)
+    with filled_or_removed(folder):
+        write_config(folder, {**config, **given, "model": lm.name})
+        if find_spec("plotly"):
+            save_figures(folder, {name: draw() for name, draw in (plots or {}).items()})
+        _write_rows(folder, rows)
+        write_manifest(folder, lm, kind, config, known)
+    return folder
+
+
+def write_evaluation(folder: Path, lm: LM, found: Evaluation, config: Mapping[str, Any]) -> Path:
+    """Write an evaluation as a run.
+
+    Raises:
+        ConfigError: an evaluation is there already. WriteFailed: the system does not let it be written.
+    """
+    with filled_or_removed(folder):
+        found.save(folder)
+        write_manifest(folder, lm, "eval", config, {"edits": [], "failed": []})
     return folder
 
 
@@ -151,7 +184,10 @@ def note_undone(folder: Path, lm: LM) -> None:
         return
     active = {entry.id for entry in lm.ledger.active}
     undone = [id for id in dict.fromkeys(written) if id not in active]
-    write_json(path, manifest | {"undone": undone, "state_hash": lm.state_hash})
+    try:
+        write_json(path, manifest | {"undone": undone, "state_hash": lm.state_hash})
+    except WriteFailed as error:
+        raise WriteFailed(f"The pack in '{folder}' has the edit as undone; {error.what}", error.fix) from error
 
 
 def check_free(folder: Path) -> None:

@@ -15,9 +15,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from editlab.errors import ResumeRefused, RunBusy
+from editlab.errors import ResumeRefused, RunBusy, WriteFailed
+from editlab.state.files import cause_told, missing_folders, remove, remove_empty
 
 NAME = "journal.jsonl"
+LOCK = ".lock"
 
 
 class Journal:
@@ -52,17 +54,30 @@ class Journal:
         self._torn_at = len(whole) if torn else None
 
     def add(self, event: str, **data: Any) -> None:
-        """Write an event down."""
+        """Write an event down.
+
+        Raises:
+            WriteFailed: the system does not let it be written; the journal ends with the event before.
+        """
         row = {"event": event, **data}
         line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-        with self.path.open("ab") as f:
+        size = self.path.stat().st_size if self.path.exists() else None
+        if self._torn_at is not None:
             # Here and not on reading: another process may be about to write the rest of that line.
-            if self._torn_at is not None:
-                f.truncate(self._torn_at)
-                self._torn_at = None
-            f.write(line.encode())
-            f.flush()
-            os.fsync(f.fileno())
+            size = self._torn_at
+            os.truncate(self.path, size)
+            self._torn_at = None
+        try:
+            with cause_told(self.path), self.path.open("ab") as f:
+                f.write(line.encode())
+                f.flush()
+                os.fsync(f.fileno())
+        except BaseException:
+            if size is None:
+                remove(self.path)
+            else:
+                os.truncate(self.path, size)
+            raise
         self.events.append(row)
 
     def of_chunk(self, chunk: int) -> dict[str, Any] | None:
@@ -77,13 +92,29 @@ class Journal:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Hold a run folder for this process; the lock goes with the process, however that ends.
+    """Hold a run folder, made if missing, for this process; the lock goes with the process, however that ends.
+
+    If no run lies in it afterwards the lock is gone too, and so is the folder if it was made here and is empty.
 
     Raises:
-        RunBusy: another process holds it.
+        RunBusy: another process holds it. WriteFailed: the system does not let it be made.
     """
+    made = missing_folders(folder)
+    lock = FileLock(folder / LOCK, timeout=0)
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise RunBusy(f"Another process is writing '{folder}'.", "Wait for it, or stop it.") from None
+        with cause_told(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire()
+            except Timeout:
+                raise RunBusy(f"Another process is writing '{folder}'.", "Wait for it, or stop it.") from None
+    except WriteFailed:
+        remove_empty(made)
+        raise
+    try:
+        yield
+    finally:
+        if not (folder / NAME).exists():
+            remove(folder / LOCK)
+            remove_empty(made)
+        lock.release()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,8 +17,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from editlab.errors import ConfigError, WriteFailed, system_cause
+from editlab.errors import ConfigError, EditlabError, WriteFailed, is_disk_full, system_cause
 from editlab.models.cache import cache_root
+
+ABANDONED = 3600.0  # seconds since the last byte of a temporary file, after which nobody is writing it
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
 def folder_for(folder: str | Path, name: str, what: str) -> Path:
@@ -41,7 +46,7 @@ def filled_or_removed(folder: Path) -> Iterator[None]:
     Raises:
         WriteFailed: a file cannot be written, with the system's reason.
     """
-    made = _missing(folder)
+    made = missing_folders(folder)
     before = set(folder.iterdir()) if folder.is_dir() else set()
     try:
         with cause_told(folder):
@@ -64,7 +69,12 @@ def cause_told(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except EditlabError:
+        raise
+    except Exception as error:
+        # The tokenizers library has no class of its own.
+        if not isinstance(error, OSError | SafetensorError) and not is_disk_full(error):
+            raise
         fix = "choose another folder"
         if cache_root() in path.absolute().parents:
             fix = "point EDITLAB_CACHE at a folder on another disk"
@@ -84,12 +94,12 @@ def remove(path: Path) -> None:
 
 def remove_empty(folders: list[Path]) -> None:
     """Delete those of the folders, innermost first, that hold nothing."""
-    with suppress(OSError):
-        for folder in folders:
+    for folder in folders:
+        with suppress(OSError):
             folder.rmdir()
 
 
-def _missing(folder: Path) -> list[Path]:
+def missing_folders(folder: Path) -> list[Path]:
     """Those of a folder and its parents that do not exist, innermost first."""
     return [path for path in (folder, *folder.parents) if not path.exists()]
 
@@ -120,10 +130,11 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
         WriteFailed: the system does not let it be written; nothing is left of it, and an older file is as it was.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    made = _missing(path.parent)
+    made = missing_folders(path.parent)
     try:
         with cause_told(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(path.parent)
             temporary.open("xb").close()
             mode = temporary.stat().st_mode
             write(temporary)
@@ -136,6 +147,16 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
         remove(temporary)
         remove_empty(made)
         raise
+
+
+def _sweep(folder: Path) -> None:
+    """Remove from a folder of the cache what processes left there that were killed while they wrote."""
+    if cache_root() not in folder.absolute().parents:
+        return
+    for path in folder.glob(".*.tmp"):
+        with suppress(OSError):  # another process may have removed it
+            if _TEMPORARY.fullmatch(path.name) and path.stat().st_mtime < time.time() - ABANDONED:
+                remove(path)
 
 
 def cached_json(kind: str, key: str, make: Callable[[], Any]) -> Any:

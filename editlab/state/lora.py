@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from editlab.errors import ConfigError
-from editlab.state.files import write_json, write_tensors
+from editlab.state.files import filled_or_removed, write_json, write_tensors
 from editlab.state.ledger import Ledger
 
 
@@ -21,7 +21,7 @@ def save_lora(folder: Path, ledger: Ledger, model: nn.Module, base_name: str) ->
     """Write `adapter_config.json` and `adapter_model.safetensors`.
 
     Raises:
-        ConfigError: no edit is active, or one is not low-rank.
+        ConfigError: no edit is active, or one is not low-rank. WriteFailed: the system does not let it be written.
     """
     factors: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for entry in ledger.active:
@@ -69,6 +69,7 @@ def save_lora(folder: Path, ledger: Ledger, model: nn.Module, base_name: str) ->
         "fan_in_fan_out": transposed,
         "inference_mode": True,
     }
-    write_tensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
-    write_json(folder / "adapter_config.json", config)
+    with filled_or_removed(folder):
+        write_tensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
+        write_json(folder / "adapter_config.json", config)
     return folder

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from editlab.hooks.decoding import neutral
-from editlab.models.cache import usual_mode
 
 
 def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
@@ -26,6 +25,6 @@ def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
     written.compile_config = None  # of this process, and nothing that JSON can hold
     written.to_json_file(folder / "generation_config.json")
     tokenizer.save_pretrained(folder)
-    mode = usual_mode(folder)
+    mode = (folder / "generation_config.json").stat().st_mode  # safetensors makes files for the owner alone
     for path in folder.glob("*.safetensors"):
         path.chmod(mode)

@@ -24,7 +24,7 @@ from editlab.runs.batch import check_basis
 from editlab.runs.folder import check_free, versions, write_config
 from editlab.runs.journal import NAME as JOURNAL
 from editlab.runs.journal import Journal, alone
-from editlab.state.files import write_json, write_text
+from editlab.state.files import filled_or_removed, write_json, write_text
 from editlab.studies.launchers import Launch, Lost, launch_settings
 from editlab.studies.plan import StudyPlan
 from editlab.studies.report import page
@@ -59,7 +59,6 @@ def run_study(
     folder = folder.absolute()
     if not (folder / JOURNAL).is_file():
         check_free(folder)
-    (folder / RUNS).mkdir(parents=True, exist_ok=True)
     with alone(folder):
         for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
             leftover.unlink()
@@ -67,8 +66,10 @@ def run_study(
         basis = _basis(plan, settings.threads_each)
         if not journal.events:
             config = plan.model_dump(mode="json") | {"launch": {"launcher": name, **settings.model_dump(mode="json")}}
-            journal.add("planned", kind=KIND, basis=basis, plan=config, model=", ".join(plan.models))
-            write_config(folder, config)
+            with filled_or_removed(folder):
+                (folder / RUNS).mkdir()
+                journal.add("planned", kind=KIND, basis=basis, plan=config, model=", ".join(plan.models))
+                write_config(folder, config)
         else:
             settings = settings.model_copy(update={"threads": int(journal.events[0]["basis"]["threads"])})
             basis["threads"] = str(settings.threads)

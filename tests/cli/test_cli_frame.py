@@ -107,7 +107,7 @@ def test_a_file_dropped_in_is_a_command(command: Callable[[str], None], capsys: 
         ('raise RuntimeError("DefaultCPUAllocator: can\'t allocate memory")', 6, "error: Memory ran out."),
         ("raise KeyboardInterrupt", 130, "error: Interrupted.\n"),
         ('open("/none/such")', 1, "error: No such file or directory: /none/such"),
-        ("1 / 0", 1, "error: Something broke inside editlab; nothing was changed.\nThe details are in "),
+        ("1 / 0", 1, "error: Something broke inside editlab.\nThe details are in "),
     ],
 )
 def test_every_failure_is_a_sentence_and_an_exit_code(

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 
 from editlab import LM
 from editlab.data.conflicts import cases_of_relation
 from editlab.errors import ConfigError, EditlabError, ModelError
 from editlab.hooks.placement import is_spread
 from editlab.models import room
-from editlab.models.load import find_folder, load
+from editlab.models.load import drop_abandoned, find_folder, load
 from editlab.probes.channels.factors import Part, factorise
 from editlab.probes.channels.readout import read_out
 from editlab.probes.channels.scan import scan
@@ -119,3 +121,24 @@ def test_nothing_is_left_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     gc.collect()
     assert not list(tmp_path.iterdir())
+
+
+def test_offloaded_weights_of_a_process_that_was_killed_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    abandoned, used, other = (tmp_path / name for name in ("editlab-offload-a", "editlab-offload-b", "else"))
+    for folder in (abandoned, used, other):
+        folder.mkdir()
+        (folder / "weights.dat").write_text("x")
+    with FileLock(used / ".lock"):
+        drop_abandoned()
+        assert not abandoned.exists() and (used / "weights.dat").exists() and (other / "weights.dat").exists()
+    half = room.bytes_of(find_folder("factworld-gpt2")[0], "float32") // 2
+    lm = LM.from_pretrained("factworld-gpt2", device_map="auto", max_memory={"cpu": half})
+    drop_abandoned()
+    (mine,) = tmp_path.glob("editlab-offload-*")
+    assert (mine / ".lock").exists() and lm.generate("The capital of France is", 1)  # its own is in use
+    del lm
+    gc.collect()
+    assert not list(tmp_path.glob("editlab-offload-*"))

@@ -543,7 +543,11 @@ def test_a_first_save_stopped_before_its_end_is_not_a_pack(tmp_path: Path, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(PackError, match="No space left"):
+    with pytest.raises(PackError, match="the disk is full"):
+        save_pack(tmp_path / "a" / "p", edited(gpt2()), "tiny")
+    assert files(tmp_path) == []
+    (tmp_path / "p").mkdir()
+    with pytest.raises(PackError, match="the disk is full"):
         save_pack(tmp_path / "p", edited(gpt2()), "tiny")
     assert files(tmp_path / "p") == []
     with pytest.raises(PackError, match=r"has no pack\.json"):

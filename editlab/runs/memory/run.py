@@ -25,6 +25,7 @@ from editlab.runs.memory.learner import Learner, memory_needed
 from editlab.runs.memory.result import MemoryResult
 from editlab.runs.memory.settings import TrainingSettings
 from editlab.runs.memory.untouched import untouched
+from editlab.state.files import filled_or_removed
 from editlab.viz.files import save_figures
 
 if TYPE_CHECKING:
@@ -95,7 +96,6 @@ def run_memory(
     need = memory_needed(lm, settings.scope)
     on_cost(f"{updates} updates on {tokens:,} tokens; {need / 1e9:.1f} GB of memory beside the model.")
     learner = Learner(lm, settings.optimiser, settings.scope)
-    folder.mkdir(parents=True, exist_ok=True)
     with alone(folder):
         for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
             leftover.unlink()
@@ -103,10 +103,11 @@ def run_memory(
         basis = _basis(lm, settings, courses)
         if not journal.events:
             config = settings.model_dump(mode="json")
-            if lm.ledger.active:
-                lm.save_edits(folder / START)
-            journal.add("planned", kind=KIND, verb=verb.name, basis=basis, plan=config, model=lm.name)
-            write_config(folder, {"verb": verb.name, "model": lm.name, **config})
+            with filled_or_removed(folder):
+                if lm.ledger.active:
+                    lm.save_edits(folder / START)
+                journal.add("planned", kind=KIND, verb=verb.name, basis=basis, plan=config, model=lm.name)
+                write_config(folder, {"verb": verb.name, "model": lm.name, **config})
         elif journal.last("finished"):
             raise ConfigError(f"The run in '{folder}' is finished.", "Choose another --out for a new one.")
         else:

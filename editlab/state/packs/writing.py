@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -18,8 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from editlab.errors import PackError
+from editlab.errors import PackError, system_cause
 from editlab.models.cache import sync_folder
+from editlab.state.files import missing_folders, remove, remove_empty
 from editlab.state.ledger import Entry, Ledger
 from editlab.state.packs.manifest import (
     MANIFEST_NAME,
@@ -69,14 +69,18 @@ def save_pack(
     token = secrets.token_hex(4)
     tensors_tmp = folder / f"edits-{token}.safetensors.tmp"
     manifest_tmp = folder / f"pack-{token}.json.tmp"
+    made, is_older, is_written = missing_folders(folder), os.path.lexists(folder / MANIFEST_NAME), False
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if os.path.lexists(folder / MANIFEST_NAME):
+        if is_older:
             _refuse_other_manifest(folder)
         with ledger.view.lock:
             entries = list(ledger) if only is None else [ledger[id] for id in only]
         records, tensors = _records(entries)
+        tensors_tmp.open("xb").close()
+        mode = tensors_tmp.stat().st_mode
         save_file(tensors, str(tensors_tmp))
+        tensors_tmp.chmod(mode)  # safetensors makes files for the owner alone
         size, sha = _synced(tensors_tmp)
         base = {
             "name": base_name,
@@ -101,19 +105,28 @@ def save_pack(
         ):
             os.replace(source, target)  # noqa: PTH105 (one name for all the renames, which a test interrupts)
             sync_folder(folder)
-        for path in folder.iterdir():
-            if _LEFTOVER.fullmatch(path.name):
-                path.unlink(missing_ok=True)
+        is_written = True
+        _clear(folder)
     except (OSError, SafetensorError) as error:
-        why = getattr(error, "strerror", None) or error
         raise PackError(
-            f"Cannot write the pack in '{folder}': {why}.", "Free some space or choose another folder."
+            f"Cannot write the pack in '{folder}': {system_cause(error)}.", "Free some space or choose another folder."
         ) from error
     finally:
         for path in (tensors_tmp, manifest_tmp):
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+            remove(path)
+        if not is_written and not is_older:
+            for name in (MANIFEST_NAME, TENSORS_NAME):
+                remove(folder / name)
+            _clear(folder)
+            remove_empty(made)
     return folder
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a pack was written by, or what a killed process left of that."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if _LEFTOVER.fullmatch(path.name):
+            remove(path)
 
 
 def _refuse_other_manifest(folder: Path) -> None:
