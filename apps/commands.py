@@ -21,6 +21,7 @@ def edit(model: str, fact: Fact, method: str, settings: Mapping[str, Any]) -> st
     words = ["editlab", "edit", "--model", model, "--method", method]
     words += ["--prompt", fact.prompt, "--subject", fact.subject, "--target", fact.target_new]
     words += ["--true", fact.target_true] if fact.target_true else []
+    words += ["--target-prefix", fact.target_prefix] if fact.target_prefix_by == "given" else []
     for option, prompts in (("--paraphrase", fact.paraphrases), ("--neighbour", [q.prompt for q in fact.neighbours])):
         words += [word for prompt in prompts for word in (option, prompt)]
     return shlex.join([*words, *_overrides(settings)])

@@ -22,6 +22,8 @@ import unicodedata
 from bisect import bisect_right
 from typing import Literal, NamedTuple
 
+from editlab.errors import UnknownName
+
 TargetPrefix = Literal["auto", "space", "none", "as-written"]
 PREFIXES: tuple[TargetPrefix, ...] = ("auto", "space", "none", "as-written")
 # Where a resolved prefix comes from: the user, a rule that is sure, a rule that is not, or the model's choice for it.
@@ -39,6 +41,18 @@ _CJK_SIGNS = ((0x3000, 0x303F), (0xFE30, 0xFE4F), (0xFF01, 0xFF65), (0xFFE0, 0xF
 _CLOSING = ".,;:!?%"
 _OPENING = "¿¡/\\@#_"
 _APOSTROPHES = "'’ʼ"
+
+
+def check_prefix(name: str) -> TargetPrefix:
+    """`name` itself.
+
+    Raises:
+        UnknownName: there is no such prefix.
+    """
+    for known in PREFIXES:
+        if known == name:
+            return known
+    raise UnknownName(f"There is no target prefix '{name}'.", f"Use one of {', '.join(PREFIXES)}.")
 
 
 class Joint(NamedTuple):

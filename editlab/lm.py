@@ -134,9 +134,10 @@ class LM(Reader):
             EditFailed: the method ran and gave no edit; the model is as before.
         """
         from editlab.edits.engine import engine
+        from editlab.evaluation.prefixes import settle
 
         rows = [requests] if isinstance(requests, dict | Fact) else _rows(requests)
-        facts = [read_fact(row, f"Request {i}") for i, row in enumerate(rows)]
+        facts = settle(self, [read_fact(row, f"Request {i}") for i, row in enumerate(rows)])
         compute = engine(self, method, config)
         with self._lock:
             return self.ledger.apply(compute(facts, on_step))
@@ -230,6 +231,7 @@ class LM(Reader):
         subject: str,
         *,
         answer: str | None = None,
+        target_prefix: str = "auto",
         on_step: OnStep = silent,
         **config: Any,
     ) -> Trace:
@@ -237,7 +239,7 @@ class LM(Reader):
 
         Args:
             prompt: text with {} for the subject, or with the subject in it once.
-            answer: what to follow; default what the model says.
+            answer: what to follow; default what the model says. target_prefix: what stands in front of it.
 
         Raises:
             RequestError: the subject is not in the prompt, or its corruption changes the answer too little.
@@ -246,7 +248,8 @@ class LM(Reader):
         from editlab.probes.trace import Config, trace
 
         # A trace asks for no new answer; the fact is there to place the subject.
-        fact = read_fact({"prompt": prompt, "subject": subject, "target_new": answer or "?"})
+        row = {"prompt": prompt, "subject": subject, "target_new": answer or "?", "target_prefix": target_prefix}
+        fact = read_fact(row)
         return trace(self, fact, build(Config, config, "the trace"), on_step, answer=answer)
 
     def probe(self, prompts: str | Sequence[str], name: str, *, on_step: OnStep = silent, **config: Any) -> ProbeResult:

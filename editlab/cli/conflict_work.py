@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from editlab.cli.console import Output
-from editlab.cli.options import Seed
+from editlab.cli.options import Seed, TargetPrefix
 from editlab.display import text_table
 from editlab.jsonable import records
 
@@ -32,6 +32,7 @@ class Conflict:
         Path | None,
         typer.Option("--file", help="Facts in any layout: target_true is memory's, target_new the context's."),
     ] = None
+    target_prefix: TargetPrefix = None
     format: Annotated[
         str,
         typer.Option(
@@ -63,7 +64,7 @@ class Conflict:
         """Cases of a relation, or of the file if there is one."""
         from editlab.data.conflicts import cases_of_file, cases_of_relation
 
-        return cases_of_relation(relation) if self.file is None else cases_of_file(self.file)
+        return cases_of_relation(relation) if self.file is None else cases_of_file(self.file, self.target_prefix)
 
     def asked(self, command: str, relation: str) -> dict[str, Any]:
         """What a run's config says of its command and conflicts."""

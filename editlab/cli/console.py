@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from editlab.facts import Fact
+    from editlab.lm import LM
 
 SCHEMA_VERSION = 1
 LINE_EVERY = 10.0  # seconds between progress lines where no bar can be drawn
@@ -109,16 +110,26 @@ class Output:
             self._steps = None
 
 
-def read_facts(out: Output, file: Path, skip_malformed: bool) -> list[Fact]:
+def read_facts(out: Output, file: Path, skip_malformed: bool, target_prefix: str | None = None) -> list[Fact]:
     """The facts of a file; what was skipped, and what is odd about rows that were not, is said."""
     from editlab.data.formats import facts_of, load_records
 
-    loaded = load_records(file, skip_malformed=skip_malformed)
+    loaded = load_records(file, skip_malformed=skip_malformed, target_prefix=target_prefix)
     if not loaded.report.is_ok:
         out.warn(f"{loaded.report.text()}\nThey were skipped.")
     for remark in loaded.report.remarks():
         out.say(f"{file.name}: {remark}")
     return facts_of(loaded)
+
+
+def settle_prefixes(out: Output, lm: LM, facts: list[Fact], file: Path) -> list[Fact]:
+    """The facts of a file with the model's choice between a space and none where it takes one; doubts are said once."""
+    from editlab.evaluation.prefixes import doubts, settle
+
+    facts = settle(lm, facts, out.on_step)
+    for doubt in doubts(lm, facts, out.on_step):
+        out.warn(f"{file.name}: {doubt}.")
+    return facts
 
 
 def printable(text: str) -> str:

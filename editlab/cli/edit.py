@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from editlab.cli.console import Output, read_facts
-from editlab.cli.options import Checkpoint, SkipMalformed, new_folder, spread
+from editlab.cli.console import Output, read_facts, settle_prefixes
+from editlab.cli.options import Checkpoint, SkipMalformed, TargetPrefix, new_folder, spread
 from editlab.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def edit(
     ] = None,
     file: Annotated[Path | None, typer.Option("--file", help="Facts, one JSON object a line.")] = None,
     skip_malformed: SkipMalformed = False,
+    target_prefix: TargetPrefix = None,
     mode: Annotated[
         str | None,
         typer.Option(
@@ -91,17 +92,19 @@ def edit(
     method = str(plan.get("method", "rome"))
     build(registry.get(method).Config, settings, f"method '{method}'")
     if file is None:
-        facts = [_one_fact(prompt, subject, target, true, paraphrase, neighbour)]
+        facts = [_one_fact(prompt, subject, target, true, paraphrase, neighbour, target_prefix)]
     elif prompt or subject or target or true or paraphrase or neighbour:
         raise ConfigError("--file and the options of a single fact exclude each other.", "Give one of them.")
     else:
-        facts = read_facts(out, file, skip_malformed)
+        facts = read_facts(out, file, skip_malformed, target_prefix)
     from editlab.runs import Plan, run_folder
 
     batch = build(Plan, plan, "the run")
     lm = checkpoint.open(out.on_step, of_plan)
     if settings.get("layer") is not None:
         lm.adapter.check_layer(int(settings["layer"]))
+    if file is not None:
+        facts = settle_prefixes(out, lm, facts, file)
     if dry_run:
         _estimate(out, lm, facts, batch)
         return
@@ -144,6 +147,7 @@ def _one_fact(
     true: str | None,
     paraphrases: list[str] | None,
     neighbours: list[str] | None,
+    target_prefix: str | None,
 ) -> Fact:
     from editlab.data.formats import read_fact
 
@@ -157,6 +161,7 @@ def _one_fact(
         "target_true": true,
         "paraphrases": paraphrases or [],
         "neighbours": neighbours or [],
+        "target_prefix": target_prefix or "auto",
     }
     return read_fact(row)
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from editlab.cli.console import Output, read_facts
-from editlab.cli.options import Checkpoint, new_folder, spread
+from editlab.cli.console import Output, read_facts, settle_prefixes
+from editlab.cli.options import Checkpoint, TargetPrefix, new_folder, spread
 
 if TYPE_CHECKING:
     from editlab.evaluation.results import Evaluation
@@ -29,6 +29,7 @@ def evaluate(
     skip_malformed: Annotated[
         bool | None, typer.Option("--skip-malformed", help="Report malformed rows and go on without them.")
     ] = None,
+    target_prefix: TargetPrefix = None,
     along: Annotated[
         bool | None, typer.Option("--along", help="Also score all facts after 1, 2, 5, 10, ... edits.")
     ] = None,
@@ -66,12 +67,14 @@ def evaluate(
     opened = read_pack(pack)
     facts = None
     if settings.facts is not None:
-        facts = read_facts(out, settings.facts, settings.skip_malformed)
+        facts = read_facts(out, settings.facts, settings.skip_malformed, target_prefix)
 
     from editlab.evaluation.evaluate import evaluate as measure
 
     lm = checkpoint.open(out.on_step, opened.base_name)
     lm.load_edits(pack)
+    if facts is not None and settings.facts is not None:
+        facts = settle_prefixes(out, lm, facts, settings.facts)
     found = measure(lm, facts, settings, mode=mode or recorded_mode(pack), on_step=out.on_step)
     if not found.settings["n_edited"]:
         out.warn("None of these facts was written by these edits: everything here is side effect.")

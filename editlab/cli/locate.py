@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from editlab.cli.console import Output, read_facts
-from editlab.cli.options import EditedCheckpoint, SkipMalformed, new_folder, spread
+from editlab.cli.console import Output, read_facts, settle_prefixes
+from editlab.cli.options import EditedCheckpoint, SkipMalformed, TargetPrefix, new_folder, spread
 from editlab.display import text_table
 from editlab.errors import ConfigError
 from editlab.jsonable import records
@@ -39,6 +39,7 @@ def locate(
     file: Annotated[Path | None, typer.Option("--file", help="Facts in any layout; gives their average.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="With --file: the first so many.")] = None,
     skip_malformed: SkipMalformed = False,
+    target_prefix: TargetPrefix = None,
     config_file: Annotated[
         Path | None,
         typer.Option("--config", help="YAML: settings, and what to trace (a run's config.yaml is one)."),
@@ -72,17 +73,23 @@ def locate(
     if asked["file"] is None and asked["subject"] is None:
         raise ConfigError("--subject is missing.", "Name what the prompt is about.")
     file = Path(asked["file"]) if asked["file"] is not None else None
-    facts = read_facts(out, file, skip_malformed)[:limit] if file is not None else []
+    facts = read_facts(out, file, skip_malformed, target_prefix)[:limit] if file is not None else []
     lm = checkpoint.open(out.on_step, of_file.get("model"))
     found: Trace | TraceAverage
     if file is None:
         of = asked["answer"]
         one = lm.locate(
-            str(asked["prompt"]), str(asked["subject"]), answer=of, on_step=out.on_step, **config.model_dump()
+            str(asked["prompt"]),
+            str(asked["subject"]),
+            answer=of,
+            target_prefix=target_prefix or "auto",
+            on_step=out.on_step,
+            **config.model_dump(),
         )
         out.show(_map(one))
         found = one
     else:
+        facts = settle_prefixes(out, lm, facts, file)
         found = trace_many(lm, facts, config, out.on_step)
         rows = found.to_pandas().dropna(subset=["effect", "low"]).nlargest(8, "effect")
         cells = [

@@ -35,6 +35,12 @@ def _use_threads(threads: int | None) -> int | None:
     return threads
 
 
+def _known_prefix(given: str | None) -> str | None:
+    from editlab.joining import check_prefix
+
+    return None if given is None else check_prefix(given)
+
+
 Model = Annotated[
     str | None,
     typer.Option(
@@ -72,6 +78,15 @@ Edits = Annotated[Path | None, typer.Option("--edits", help="Run or pack whose e
 Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Where random choices start from.")]
 SkipMalformed = Annotated[
     bool, typer.Option("--skip-malformed", help="With --file: report malformed rows and go on without them.")
+]
+TargetPrefix = Annotated[
+    str | None,
+    typer.Option(
+        "--target-prefix",
+        metavar="PREFIX",
+        callback=_known_prefix,
+        help="Between prompt and answer: auto (by the script and signs; the default), space, none, or as-written.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks on stderr.")]

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from editlab.cli.console import Output, read_facts
-from editlab.cli.options import Checkpoint, new_folder, spread
+from editlab.cli.console import Output, read_facts, settle_prefixes
+from editlab.cli.options import Checkpoint, TargetPrefix, new_folder, spread
 from editlab.display import text_table
 from editlab.errors import ConfigError
 
@@ -26,6 +26,7 @@ def tune(
         Path | None, typer.Option("--file", help="Facts to tune on; default capitals that the model knows.")
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="How many facts; 20.")] = None,
+    target_prefix: TargetPrefix = None,
     batch: Annotated[
         bool | None, typer.Option("--batch", help="Write all facts in one edit, not each in its own.")
     ] = None,
@@ -54,12 +55,14 @@ def tune(
             raise ConfigError(f"'{name}' has no list of values to try.", f"Write {name}=[1,2].")
         if name not in config_class.model_fields:
             raise ConfigError(f"Method '{method}' has no setting '{name}'.", f"See editlab ls methods {method}.")
-    facts = read_facts(out, asked.file, False)[: asked.limit] if asked.file is not None else []
+    facts = read_facts(out, asked.file, False, target_prefix)[: asked.limit] if asked.file is not None else []
     from editlab.data.relations import relation
     from editlab.evaluation.known import known
     from editlab.runs import run_folder, write_table
 
     lm = checkpoint.open(out.on_step, asked.model)
+    if asked.file is not None:
+        facts = settle_prefixes(out, lm, facts, asked.file)
     if not facts:
         facts = list(known(lm, relation("capital")).facts()[: asked.limit])
     found = run_sweep(lm, facts, method, values or None, out.on_step, batch=asked.batch)

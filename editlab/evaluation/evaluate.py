@@ -17,6 +17,7 @@ import numpy as np
 
 from editlab.errors import ConfigError
 from editlab.evaluation.cards import Answers, FactMetric, JointMetric, Metric, ModelMetric
+from editlab.evaluation.prefixes import settle
 from editlab.evaluation.questions import Asked, Kind, asked
 from editlab.evaluation.results import STATES, Evaluation, Line
 from editlab.evaluation.scorer import Scored, score
@@ -62,11 +63,14 @@ def evaluate(
         )
     chosen = suite.chosen
     entries = [e for e in lm.ledger if mode == "single" or e.is_active]
-    writer = {_key(f): e for e in entries for f in _facts_of(e)}
+    written = {_key(f): (e, f) for e in entries for f in _facts_of(e)}
+    writer = {key: entry for key, (entry, _) in written.items()}
     facts = list(facts if facts is not None else [f for e in entries for f in _facts_of(e)])
     if mode == "single":
         facts = [f for f in facts if _key(f) in writer]
-    facts = facts[: suite.limit]
+    # What was written is asked for as it was written.
+    facts = [_joined_as(f, written[_key(f)][1]) if _key(f) in written else f for f in facts[: suite.limit]]
+    facts = settle(lm, facts, on_step)
     if not facts:
         raise ConfigError("There is no fact to measure.", "Name a facts file, or edit the model first.")
     names = _names(facts)
@@ -156,6 +160,10 @@ def _of_base(
 
 def _key(fact: Fact) -> tuple[str, str, str]:
     return fact.prompt, fact.subject, fact.target_new
+
+
+def _joined_as(fact: Fact, written: Fact) -> Fact:
+    return fact.model_copy(update={n: getattr(written, n) for n in ("target_prefix", "target_prefix_by")})
 
 
 def _facts_of(entry: Entry) -> list[Fact]:

@@ -25,6 +25,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from editlab.config import MethodConfig
 from editlab.errors import ConfigError, EditFailed, PackError, RequestError, ResumeRefused, WriteFailed
+from editlab.evaluation.prefixes import settle
 from editlab.evaluation.scorer import score_facts
 from editlab.facts import Fact
 from editlab.progress import OnStep, StepInfo, silent
@@ -129,6 +130,7 @@ def run_batch(
         raise ConfigError("There is no fact to edit.", "Give at least one.")
     if lm.ledger.active:
         raise ConfigError("A batch starts from the unedited model.", "Undo the edits, or load the model afresh.")
+    facts = settle(lm, facts)
     with alone(folder):
         for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
             leftover.unlink()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from editlab.data.suggest import with_suggestions
+from editlab.evaluation.prefixes import settle
 from editlab.evaluation.scorer import score_facts
 from editlab.progress import OnStep, silent
 from editlab.report import EditReport, compare
@@ -24,6 +25,7 @@ def edit_and_measure(
 
     A fact without paraphrases or neighbours is shown with suggested ones, marked as such; they become no part of it.
     """
+    (fact,) = settle(lm, [fact])
     shown, no_paraphrases, no_neighbours = with_suggestions(fact)
     suggested = ["paraphrase"] * no_paraphrases + ["neighbour"] * no_neighbours
     before = score_facts(lm, [shown])[0]

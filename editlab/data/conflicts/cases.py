@@ -61,7 +61,7 @@ def cases_of_relation(name: str) -> tuple[Case, ...]:
     )
 
 
-def cases_of_file(path: Path) -> tuple[Case, ...]:
+def cases_of_file(path: Path, target_prefix: str | None = None) -> tuple[Case, ...]:
     """The facts of a file in any layout: `target_true` is memory's answer, `target_new` what the context asserts.
 
     One a subject, since subjects are what is split.
@@ -69,7 +69,7 @@ def cases_of_file(path: Path) -> tuple[Case, ...]:
     Raises:
         RequestError: the file cannot be read, or no row has a true answer.
     """
-    return cases_of_facts(facts_of(load_records(path)), path.name)
+    return cases_of_facts(facts_of(load_records(path, target_prefix=target_prefix)), path.name)
 
 
 def cases_of_facts(facts: Sequence[Fact], source: str = "the list") -> tuple[Case, ...]:

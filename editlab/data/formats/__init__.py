@@ -28,6 +28,7 @@ from editlab.data.formats.json_text import NotJson, decode
 from editlab.data.formats.report import Note, Problem, Report
 from editlab.errors import ConfigError, RequestError, UnknownName, did_you_mean, short
 from editlab.facts import Fact
+from editlab.joining import PREFIXES, check_prefix
 
 __all__ = [
     "Layout",
@@ -43,6 +44,7 @@ __all__ = [
     "load_records",
     "read_fact",
 ]
+HEADER = "target_prefix"  # a first record with this field alone is a header
 LOOKED_AT = 100  # rows at the start of a file, in which its layout is looked for
 
 
@@ -105,14 +107,23 @@ def iter_records(path: str | Path, layout: str | None = None) -> Iterator[BaseMo
     return (item for item in reading if not isinstance(item, Note))
 
 
-def load_records(path: str | Path, *, layout: str | None = None, skip_malformed: bool = False) -> Loaded:
+def load_records(
+    path: str | Path,
+    *,
+    layout: str | None = None,
+    skip_malformed: bool = False,
+    target_prefix: str | None = None,
+) -> Loaded:
     """All records of a file.
+
+    Args:
+        target_prefix: of the facts that do not say it themselves, over what the file says of all of them.
 
     Raises:
         RequestError: rows are malformed and not to be skipped, or there is no record; with the whole report.
         ConfigError: the file is missing or is no file of records. UnknownName: there is no such layout.
     """
-    reading = _Reading(Path(path), layout)
+    reading = _Reading(Path(path), layout, target_prefix)
     if reading.kind == "prose":
         raise RequestError(
             f"'{path}' holds no record: it is plain text.", "Name it where text is asked for, as in 'editlab stats'."
@@ -126,14 +137,14 @@ def load_records(path: str | Path, *, layout: str | None = None, skip_malformed:
     return Loaded(records, reading.layout, report)
 
 
-def load_facts(path: str | Path, *, skip_malformed: bool = False) -> list[Fact]:
+def load_facts(path: str | Path, *, skip_malformed: bool = False, target_prefix: str | None = None) -> list[Fact]:
     """The facts of a file in any layout that holds facts.
 
     Raises:
         RequestError: rows are malformed and not to be skipped (all of them are named), or the file holds no fact.
         ConfigError: the file is missing.
     """
-    return facts_of(load_records(path, skip_malformed=skip_malformed))
+    return facts_of(load_records(path, skip_malformed=skip_malformed, target_prefix=target_prefix))
 
 
 def facts_of(loaded: Loaded) -> list[Fact]:
@@ -194,12 +205,14 @@ def _layout_of(row: dict[str, Any]) -> Layout | None:
 class _Reading:
     """One pass through a file: yields records, problems and notes, and keeps the report."""
 
-    def __init__(self, path: Path, layout: str | None) -> None:
+    def __init__(self, path: Path, layout: str | None, target_prefix: str | None = None) -> None:
         known = layouts()
         if layout is not None and layout not in known:
             raise UnknownName(f"There is no layout '{layout}'.", did_you_mean(layout, list(known)))
         self.layout = known[layout] if layout is not None else None
         self.path = path
+        self._given = {} if target_prefix is None else {HEADER: check_prefix(target_prefix)}
+        self._header: dict[str, Any] = {}
         self._nested = frozenset(name for x in known.values() for name in x.nested)
         self.kind = files.sniff(path, self._nested | {mark for x in known.values() for mark in x.marks})
         self.report = Report(path.name)
@@ -239,7 +252,12 @@ class _Reading:
             what = f"is {type(row.value).__name__}, not an object"
             raise Malformed(Flaw("", what, "Write one object for each record."))
         value = self._decoded(row)
+        if self.report.rows == 1 and set(value) == {HEADER}:
+            self._take_header(value)
+            return
         layout = self._agreed(value)
+        if layout.record is Fact:
+            value = self._header | self._given | value
         notes: list[tuple[str, str]] = []
         made = layout.convert(value, lambda field, what: notes.append((field, what)))
         made = self._identified(made, row.where)
@@ -249,6 +267,15 @@ class _Reading:
             yield note
         self.report.records += 1
         yield made
+
+    def _take_header(self, row: dict[str, Any]) -> None:
+        """What a first record says of all others."""
+        if row[HEADER] not in PREFIXES:
+            raise Malformed(
+                Flaw(HEADER, f"is {short(str(row[HEADER]))}", f"Use one of {', '.join(PREFIXES)}."), whole_file=True
+            )
+        self._header = row
+        self.report.rows = 0
 
     def _agreed(self, row: dict[str, Any]) -> Layout:
         """The file's layout, unless the row is plainly of another."""

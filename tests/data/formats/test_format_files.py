@@ -11,7 +11,7 @@ import pytest
 from invented_rows import MAKERS, WRITERS, write_csv, write_json, write_lines
 
 from editlab.data.formats import Problem, check, iter_records, json_text, load_facts, load_records, read_fact
-from editlab.errors import ConfigError, RequestError
+from editlab.errors import ConfigError, RequestError, UnknownName
 
 OWN, COUNTERFACT, EASYEDIT, ZSRE = (MAKERS[name](0) for name in ("rows", "counterfact", "easyedit", "zsre"))
 NO_ID = {k: v for k, v in OWN.items() if k != "id"}
@@ -335,3 +335,38 @@ def test_a_csv_without_known_columns_but_with_the_name_is_a_table(tmp_path: Path
 def test_mixed_kinds_are_reported(tmp_path: Path) -> None:
     path = write_json(tmp_path / "a.json", [MAKERS["zsre"](0), MAKERS["known"](1), MAKERS["zsre"](2)])
     assert "a.json record 2: is of the layout known, the file is of zsre" in check(path).text()
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+def test_a_header_says_what_stands_before_all_targets(kind: str, tmp_path: Path) -> None:
+    row = {"prompt": "{} is", "subject": "x", "target_new": "y"}
+    rows = [{"target_prefix": "none"}, row, row | {"target_prefix": "space"}]
+    path = tmp_path / f"facts.{kind}"
+    path.write_text(json.dumps(rows) if kind == "json" else "\n".join(map(json.dumps, rows)))
+    loaded = load_records(path)
+    assert [f.target_prefix for f in loaded.records] == ["none", "space"]
+    assert [f.id for f in loaded.records] == ["0", "1"] and loaded.report.rows == 2
+    # The command line goes before the header, and a fact's own word before both.
+    given = load_records(path, target_prefix="as-written").records
+    assert [f.target_prefix for f in given] == ["as-written", "space"]
+    path.write_text(json.dumps([{"target_prefix": "gap"}, row]))
+    with pytest.raises(RequestError, match=r"target_prefix: is gap\. Use one of auto, space, none, as-written"):
+        load_records(path)
+    with pytest.raises(UnknownName, match="no target prefix 'gap'"):
+        load_records(path, target_prefix="gap")
+
+
+def test_a_column_says_it_in_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "facts.csv"
+    path.write_text("prompt,subject,target_new,target_prefix\n{} is,x,y,none\n{} is,x,z,\n")
+    assert [f.target_prefix for f in load_facts(path)] == ["none", "space"]
+
+
+@pytest.mark.parametrize("name", ["counterfact", "zsre", "easyedit", "knowedit", "rows"])
+def test_every_layout_of_facts_takes_it(name: str, tmp_path: Path) -> None:
+    rows = [MAKERS[name](i) for i in range(2)]
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps([rows[0], rows[1] | {"target_prefix": "none"}]))
+    found = load_facts(path)
+    assert [(f.target_prefix, f.target_prefix_by) for f in found] == [("space", "rule"), ("none", "given")]
+    assert all(f.target_prefix == "none" for f in load_facts(path, target_prefix="none"))
