@@ -290,7 +290,7 @@ class LM(Reader):
         """Which side memory answers each prompt, and why; empty without side memories."""
         from editlab.probes.routing import routing_of
 
-        return routing_of(self, check_texts(prompts), sink=sink)
+        return routing_of(self, check_texts(prompts) if prompts else [], sink=sink)
 
     # -- measuring ----------------------------------------------------------------------------------
 
