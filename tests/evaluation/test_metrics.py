@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import nltk
 import numpy as np
 import pytest
 
@@ -17,6 +18,7 @@ from editlab.evaluation.metrics.counterfact import harmonic
 from editlab.evaluation.metrics.fluency import ngram_entropy
 from editlab.evaluation.questions import KINDS, Asked, asked, negated
 from editlab.evaluation.scorer import Forced, Scored
+from editlab.evaluation.words import words
 
 FACT = Fact(
     prompt="The capital of {} is",
@@ -292,6 +294,29 @@ def test_entropy_of_repetition_is_lower_and_matches_its_formula() -> None:
     assert ngram_entropy(text) == pytest.approx(100 * (2 / 3 * h2 + 4 / 3 * h3) / 2)
     assert ngram_entropy("x x x x x x") == 0
     assert ngram_entropy("") == 0
+    # Words keep their case and marks are words: A b . A c . has five 2-grams and four 3-grams, all different.
+    assert ngram_entropy("A b. A c.") == pytest.approx(100 * (2 / 3 * math.log2(5) + 4 / 3 * math.log2(4)) / 2)
+    assert ngram_entropy("A a A a") == pytest.approx(ngram_entropy("B b B b")) != ngram_entropy("a a a a")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("It isn't \"big\" (3.5 million).", ["It", "is", "n't", "``", "big", "''", "(", "3.5", "million", ")", "."]),
+        ("Mr. J. R. Smith left. He ran!", ["Mr.", "J.", "R.", "Smith", "left", ".", "He", "ran", "!"]),
+        ("He is in Rome. \"Why?\" she said.", ["He", "is", "in", "Rome", ".", "``", "Why", "?", "''", "she", "said",
+         "."]),
+        ("From the U.S. Army, e.g. Ohio... and so on", ["From", "the", "U.S.", "Army", ",", "e.g.", "Ohio", "...",
+         "and", "so", "on"]),
+    ],
+)  # fmt: skip
+def test_words_are_those_of_nltk(text: str, expected: list[str]) -> None:
+    assert words(text) == expected
+
+
+def test_within_a_sentence_words_are_nltks_own() -> None:
+    text = "Peru's capital, Lima (10,151,000), can't be 50% of it: it's on the coast -- and U.S.-built"
+    assert words(text) == nltk.word_tokenize(text, preserve_line=True)
 
 
 def test_every_metric_has_a_card_and_a_name_of_its_own() -> None:

@@ -1,15 +1,15 @@
 """Fluency and consistency of free text about the edited subjects.
 
 Fluency (GE) is CounterFact's generation entropy: repetition lowers it. Consistency (RS) compares what is generated with
-reference texts about the new object, as vectors of unigram TF-IDF. Where the reference code takes nltk's tokenizer and
-an IDF table from Wikipedia, words here are runs of letters and digits, and the IDF is that of the reference texts, so
-values are near the published ones but not equal.
+reference texts about the new object, as vectors of unigram TF-IDF. Words are NLTK's, as in the reference code, but for
+where sentences end (`evaluation/words.py`): of 400 pieces of 75 words of the factbook, 397 give the same words, and the
+mean entropy differs by 0.01 of 601. Where the reference code takes an IDF table from Wikipedia, the IDF of consistency
+is that of the reference texts, so its values are near the published ones but not equal.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +20,7 @@ import torch
 
 from editlab.errors import ConfigError
 from editlab.evaluation.cards import Card, ModelMetric
+from editlab.evaluation.words import words
 from editlab.progress import OnStep, StepInfo
 
 if TYPE_CHECKING:
@@ -36,12 +37,12 @@ _WEIGHTS = {2: 2 / 3, 3: 4 / 3}  # n-gram length -> weight
 
 def ngram_entropy(text: str) -> float:
     """100 times the mean of the weighted 2-gram and 3-gram entropies, in bits."""
-    words = re.findall(r"\w+", text.lower())
-    return 100 * float(np.mean([weight * _entropy(words, n) for n, weight in _WEIGHTS.items()]))
+    found = words(text)
+    return 100 * float(np.mean([weight * _entropy(found, n) for n, weight in _WEIGHTS.items()]))
 
 
-def _entropy(words: Sequence[str], n: int) -> float:
-    counts = np.array(list(Counter(zip(*(words[i:] for i in range(n)), strict=False)).values()), dtype=np.float64)
+def _entropy(found: Sequence[str], n: int) -> float:
+    counts = np.array(list(Counter(zip(*(found[i:] for i in range(n)), strict=False)).values()), dtype=np.float64)
     if not counts.size:
         return 0.0
     p = counts / counts.sum()
@@ -120,7 +121,7 @@ METRICS = (
             "same",
             None,
             ("GE",),
-            "Uses the data's generation prompts, or the edited prompt. Words are runs of letters and digits.",
+            "Uses the data's generation prompts, or the edited prompt. Words are NLTK's, sentences cut by own rules.",
         ),
         _fluency,
         asks_facts=True,
