@@ -29,7 +29,7 @@ def memory_exposures(result: StudyResult) -> go.Figure:
         for j, measure in enumerate(("recognition", "recall")):
             rows = curve[(curve["kind"] == kind) & (curve["measure"] == measure)]
             add_band(figure, rows["exposure"], rows, f"{measure}, {kind}", i if len(result.kinds) > 1 else j, j)
-    add_chance(figure)
+    _add_level(figure, result)
     return _finish(figure, result, {"title": "exposures", "dtick": 1})
 
 
@@ -48,7 +48,8 @@ def memory_retention(result: StudyResult) -> go.Figure:
             add_band(figure, log_times(rows["t"]), rows, f"{measure}, {kind}", colour, j)
             fits = result.fits[kind].get(measure, [])
             if fits:
-                level = 0.5 if measure == "recognition" else result.value("recall", exposure=0, kind=kind).mean
+                before = result.value("recall", exposure=0, kind=kind).mean
+                level = result.level("recognition", kind) if measure == "recognition" else before
                 top = 1.0 if measure == "recognition" else result.value("recall", kind=kind).mean
                 t = np.geomspace(1, end, 60)
                 figure.add_scatter(
@@ -58,7 +59,7 @@ def memory_retention(result: StudyResult) -> go.Figure:
                     mode="lines",
                     line={"color": COLOURS[colour], "dash": "dot", "width": 1},
                 )
-    add_chance(figure)
+    _add_level(figure, result)
     return _finish(figure, result, log_axis(curve["t"].unique()))
 
 
@@ -133,7 +134,7 @@ def memory_acquisition(result: AcquireResult) -> go.Figure:
     figure.update_xaxes(title="updates")
     figure.update_yaxes(title="rise of log-probability (nats a token)", col=1)
     figure.update_layout(
-        title={"text": f"{result.model}: {result.settings.seeds} seeds; bands 95 %, seeds and probes", "y": 0.98},
+        title={"text": f"{result.model}: {result.settings.seeds} seeds; bands 95 %, over passages", "y": 0.98},
         legend={"orientation": "h", "y": -0.2},
         margin={"t": 90},
         height=460,
@@ -244,6 +245,16 @@ def add_chance(figure: go.Figure, level: float = 0.5, what: str = "chance of rec
     figure.add_hline(y=level, line_dash="dash", line_color="gray", annotation_text=what, annotation_font_color="gray")
 
 
+def _add_level(figure: go.Figure, result: StudyResult) -> None:
+    """The level of recognition without memory; without counterbalancing, that of every kind before any study."""
+    if result.settings.counterbalance:
+        add_chance(figure)
+        return
+    for kind in result.kinds:
+        of = f" of {kind}" if len(result.kinds) > 1 else ""
+        add_chance(figure, result.level("recognition", kind), f"recognition{of} before any study")
+
+
 def log_times(t: Any) -> list[float]:
     """Times on a logarithmic axis, on which 0 stands apart."""
     return [START if x == 0 else float(x) for x in t]
@@ -265,7 +276,7 @@ def _finish(figure: go.Figure, result: StudyResult, xaxis: dict[str, Any]) -> go
     seeds = result.rows["seed"].nunique()
     figure.update_layout(
         title={
-            "text": f"{result.model}: {n} studied texts, {seeds} seeds; bands: 95 %, seeds and items resampled",
+            "text": f"{result.model}: {n} studied texts, {seeds} seeds; bands: 95 %",
             "y": 0.98,
         },
         xaxis=xaxis,

@@ -46,10 +46,11 @@ def memory_order(result: OrderResult) -> go.Figure:
             row=1,
             col=2,
         )
-    add_chance(figure, what="chance")
+    if result.settings.file is None:  # the order of real text can be guessed, as 'none' shows
+        add_chance(figure, what="chance")
     figure.update_yaxes(range=[-0.03, 1.03], tickformat=".0%")
     figure.update_xaxes(title="words between their beginnings", type="category", row=1, col=1)
-    what = f"{result.rows['seed'].nunique()} seeds; bars 95 %, seeds and pairs resampled"
+    what = f"{result.rows['seed'].nunique()} seeds; bars 95 %, over texts"
     figure.update_layout(
         title={"text": f"{result.model}: {what}", "y": 0.98},
         legend={"orientation": "h", "y": -0.25},

@@ -6,7 +6,12 @@ updates t_1 < ... < t_N.
     local acquisition maximum   LAM(q, i) = argmax of l(q; t) over t_i < t <= min(t_i + window, t_{i+1})
     effectivity                 E(q, i) = l(q; LAM(q, i)) - l(q; t_i)
     gain after the last one     G(q, s) = l(q; LAM(q, N) + s) - l(q; t_1)
-    retainability               R(s) = sum of G(q, s) / sum of G(q, 0), over the probes with G(q, 0) >= 0.05 nat
+    retainability               R(s) = sum of G(q, s) / sum of G(q, 0), over the probes with G(q, 0) above its floor
+
+E is the maximum of several probed values, and so is positive for noise as well: of random walks, more than half gain
+0.05 nat. Its floor is what the same maxima over the same windows give for probes of passages that are never injected:
+their mean for E, and for the gain of a single probe the value that at most one of twenty of them exceeds (with fewer
+than 19 of them: the largest), at least 0.05 nat.
 
 With momentum a text goes on being learnt for some updates after it was seen, which is what the window is for: 0.9^50 of
 AdamW's first moment is left after the paper's 50 updates. R is a ratio of sums, which needs no rule for outliers
@@ -32,7 +37,8 @@ class Acquired:
 
     Attributes:
         effectivity: (N, probes) in nats. censored: (N, probes) the maximum lies at its window's last probed time.
-        times: s. gain: (probes, len(times)). kept: probes whose gain is large enough for R.
+        times: s. gain: (probes, len(times)). kept: probes whose gain is above its floor, which R is over.
+        floor: nats that G(q, 0) has to exceed.
     """
 
     effectivity: np.ndarray
@@ -40,6 +46,7 @@ class Acquired:
     times: np.ndarray
     gain: np.ndarray
     kept: np.ndarray
+    floor: float = LEAST_GAIN
 
     @property
     def retainability(self) -> np.ndarray:
@@ -57,12 +64,29 @@ class Acquired:
         return float(-slope), float(10 ** (-at_one / slope)) if slope < 0 else float("inf")
 
 
-def acquired(t: Sequence[int], lp: np.ndarray, injected: Sequence[int], window: int, after: Sequence[int]) -> Acquired:
+def gain_floor(gains: np.ndarray) -> float:
+    """What G(q, 0) has to exceed, from that of probes that are never injected: one of twenty of them may, at most."""
+    n = gains.size
+    if not n:
+        return LEAST_GAIN
+    rank = min(n, int(np.ceil((n + 1) * 0.95)))
+    return max(LEAST_GAIN, float(np.sort(gains)[rank - 1]))
+
+
+def acquired(
+    t: Sequence[int],
+    lp: np.ndarray,
+    injected: Sequence[int],
+    window: int,
+    after: Sequence[int],
+    floor: float = LEAST_GAIN,
+) -> Acquired:
     """Effectivity and retainability from probed log-probabilities.
 
     Args:
         t: probed times, ascending; every injection is among them. lp: (len(t), probes). injected: t_1 ... t_N.
         after: s at which gains are wanted; between probed times they are interpolated, beyond the last one left out.
+        floor: see `gain_floor`.
     """
     times, values = np.asarray(t, float), np.asarray(lp, float)
     at = {int(x): i for i, x in enumerate(times)}
@@ -79,5 +103,5 @@ def acquired(t: Sequence[int], lp: np.ndarray, injected: Sequence[int], window: 
     grid = np.array([s for s in after if s <= longest], float)
     before = values[at[injected[0]]]
     gain = np.array([np.interp(times[b] + grid, times, values[:, q]) - before[q] for q, b in enumerate(best)])
-    kept = gain[:, 0] >= LEAST_GAIN
-    return Acquired(np.array(effectivity), np.array(censored), grid, gain, kept)
+    kept = gain[:, 0] > floor
+    return Acquired(np.array(effectivity), np.array(censored), grid, gain, kept, floor)

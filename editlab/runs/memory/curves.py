@@ -11,9 +11,16 @@ import numpy as np
 import pandas as pd
 
 from editlab.display import text_table
-from editlab.evaluation.statistics import LEVEL, Estimate, estimate, estimate_nested
+from editlab.evaluation.statistics import (
+    GROUP_JACKKNIFE,
+    LEVEL,
+    Estimate,
+    estimate,
+    estimate_nested,
+    jackknife_interval,
+)
 from editlab.probes.memory import recognition
-from editlab.probes.memory.forgetting import Fit, fit_forgetting, verdict
+from editlab.probes.memory.forgetting import LEAST_TIMES, SELECTIONS, Fit, fit_forgetting, verdict
 from editlab.probes.memory.survival import Lifetimes
 from editlab.runs.memory.result import MemoryResult
 from editlab.runs.memory.settings import StudySettings
@@ -33,6 +40,7 @@ OF_STUDIED = {
     "ROUGE-L of the continuation": "rougeL",
 }
 CHANCE = {"recognition": 0.5, "AUC": 0.5, "recognition by gain": 0.5, "d'": 0.0}
+MEASURED = ("recognition", "AUC", "d'")  # whose chance level holds only if both texts of a pair are studied in turn
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,17 @@ class StudyResult(MemoryResult):
             for name, found in _estimates(group).items():
                 numbers = {"mean": found.mean, "low": found.low, "high": found.high, "n": found.n}
                 out.append({**where, "measure": name, **numbers, "interval": found.method, "chance": CHANCE.get(name)})
-        return pd.DataFrame(out).astype({"exposure": int, "t": int})
+        curve = pd.DataFrame(out).astype({"exposure": int, "t": int})
+        return curve if self.settings.counterbalance else _with_measured_levels(curve)
+
+    def level(self, measure: str, kind: str | None = None) -> float:
+        """What a measure is without memory: its chance level, or without counterbalancing what it was before any study.
+
+        NaN for a measure that has none.
+        """
+        kind = self.kinds[0] if kind is None else kind
+        found = self.curve[(self.curve["measure"] == measure) & (self.curve["kind"] == kind)]["chance"]
+        return float(found.iloc[0]) if len(found) and found.iloc[0] is not None else float("nan")
 
     def value(self, measure: str, *, exposure: int | None = None, t: int = 0, kind: str | None = None) -> Estimate:
         """One point of the curve, NaN where there is none; by default after the last exposure, of the first kind."""
@@ -85,14 +103,15 @@ class StudyResult(MemoryResult):
 
     @cached_property
     def fits(self) -> dict[str, dict[str, list[Fit]]]:
-        """By kind of pair: `forgetting` without intervals."""
-        return {kind: self.forgetting(kind, resamples=0) for kind in self.kinds}
+        """By kind of pair: `forgetting`, resampled where there are times enough for a family to be named."""
+        enough = sum(t >= 1 for t in self.settings.times) >= LEAST_TIMES
+        return {kind: self.forgetting(kind, resamples=SELECTIONS if enough else 0) for kind in self.kinds}
 
     def forgetting(self, kind: str | None = None, resamples: int = 200) -> dict[str, list[Fit]]:
         """Fits to recognition, recall and gained log-probability, each scaled to 1 at t = 0 and 0 at chance.
 
         Args:
-            resamples: of the items, for the parameters' intervals.
+            resamples: of the items, for the parameters' intervals and for how often each family is selected.
         """
         kind = self.kinds[0] if kind is None else kind
         found: dict[str, list[Fit]] = {}
@@ -101,7 +120,11 @@ class StudyResult(MemoryResult):
         if not recalled.size:
             return {}
         whole = recalled[:, 0].mean() - zero
-        scaled = {"recognition": self._matrix(kind, lambda p: 2 * recognition.prefers(*_losses(p)) - 1)[1]}
+        scaled = {}
+        level = self.level("recognition", kind)
+        if level < 1:
+            told = self._matrix(kind, lambda p: recognition.prefers(*_losses(p)))[1]
+            scaled["recognition"] = (told - level) / (1 - level)
         if whole > 0:
             scaled["recall"] = (recalled - zero) / whole
         gain = self._matrix(kind, lambda p: p["base_loss", "studied"] - p["loss", "studied"])[1]
@@ -133,8 +156,8 @@ class StudyResult(MemoryResult):
         """One sentence with the numbers that matter."""
         first, last = self.value("recognition", exposure=1), self.value("recall")
         says = (
-            f"{share_text(first)} recognised after one exposure (chance 50 %), {share_text(last)} recalled exactly "
-            f"after {self.settings.exposures}"
+            f"{share_text(first)} recognised after one exposure ({self._level_text}), {share_text(last)} recalled "
+            f"exactly after {self.settings.exposures}"
         )
         end = max(self.curve["t"])
         if end:
@@ -143,6 +166,12 @@ class StudyResult(MemoryResult):
         n = self.value("recognition")
         of = f"of kind '{self.kinds[0]}', " if len(self.kinds) > 1 else ""
         return f"{says} (n = {n.n} studied texts, {of}{self.rows['seed'].nunique()} seeds)."
+
+    @property
+    def _level_text(self) -> str:
+        if self.settings.counterbalance:
+            return "chance 50 %"
+        return f"before any study {self.level('recognition'):.1%}, not counterbalanced"
 
     def to_pandas(self) -> pd.DataFrame:
         """The curve."""
@@ -174,7 +203,10 @@ class StudyResult(MemoryResult):
         if self.rows["seed"].nunique() == 1:
             says.append("One seed: intervals are over items only, with no run-to-run variance.")
         if not self.settings.counterbalance:
-            says.append("Not counterbalanced: chance is not one half before the study.")
+            says.append(
+                "Not counterbalanced: how likely the texts are by themselves shows in recognition, whose level is what "
+                "was measured before the study."
+            )
         drift = self.value("loss of foils").mean - self.value("loss of foils", exposure=0).mean
         says.append(f"The foils' loss moved by {drift:+.2f} nats over the study (drift).")
         if max(self.curve["t"]):
@@ -188,6 +220,16 @@ class StudyResult(MemoryResult):
         return [self.curve[self.curve["measure"].isin(["recognition", "recall"])]]
 
 
+def _with_measured_levels(curve: pd.DataFrame) -> pd.DataFrame:
+    """The curve with what was measured before any study in place of chance."""
+    before = curve[(curve["exposure"] == 0) & (curve["t"] == 0)].set_index(["kind", "measure"])["mean"]
+    measured = [
+        before.get((kind, name)) if name in MEASURED else chance
+        for kind, name, chance in zip(curve["kind"], curve["measure"], curve["chance"], strict=True)
+    ]
+    return curve.assign(chance=pd.Series(measured, curve.index, dtype=object))
+
+
 def _losses(pairs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return pairs["loss", "studied"].to_numpy(float), pairs["loss", "foil"].to_numpy(float)
 
@@ -199,27 +241,36 @@ def _estimates(group: pd.DataFrame) -> dict[str, Estimate]:
     def nested(values: np.ndarray) -> Estimate:
         return estimate_nested([values[seeds == s] for s in np.unique(seeds)])
 
+    def share(values: np.ndarray) -> Estimate:
+        return estimate_nested([values[seeds == s] for s in np.unique(seeds)], within=(0.0, 1.0))
+
     studied, foils = _losses(group)
     before = [group["base_loss", role].to_numpy(float) for role in ("studied", "foil")]
-    told = nested(recognition.prefers(studied, foils))
+    told = share(recognition.prefers(studied, foils))
     found = {
         "recognition": told,
-        "AUC": _of_runs(group, recognition.auc),
+        "AUC": _of_runs(group, recognition.auc, (0.0, 1.0)),
         "d'": _sensitivity(told),
         "margin": _of_runs(group, recognition.margin),
-        "recognition by gain": nested(recognition.gained(studied, foils, *before)),
+        "recognition by gain": share(recognition.gained(studied, foils, *before)),
         "loss of foils": nested(foils),
     }
     for name, column in OF_STUDIED.items():
         if (column, "studied") in group:
             values = group[column, "studied"].to_numpy(float)
             if not np.isnan(values).any():
-                found[name] = nested(values)
+                found[name] = nested(values) if column == "loss" else share(values)
     return found
 
 
-def _of_runs(group: pd.DataFrame, score: Callable[..., np.ndarray]) -> Estimate:
-    """The mean of a score of losses over runs; seeds, then the texts of each run are resampled."""
+def _of_runs(
+    group: pd.DataFrame, score: Callable[..., np.ndarray], within: tuple[float, float] = (-np.inf, np.inf)
+) -> Estimate:
+    """The mean of a score of losses over runs.
+
+    The interval is over seeds, whose runs share texts and weights, and never narrower than what resampling the texts of
+    each run gives; that alone with one seed.
+    """
     rng = np.random.default_rng(0)
     by_seed: list[tuple[float, np.ndarray]] = []
     for _, of_seed in group.groupby("seed"):
@@ -231,14 +282,15 @@ def _of_runs(group: pd.DataFrame, score: Callable[..., np.ndarray]) -> Estimate:
             points.append(float(score(studied, foils)))
             draws.append(score(studied, foils, w, v))
         by_seed.append((float(np.mean(points)), np.mean(draws, 0)))
-    chosen = rng.integers(0, len(by_seed), (DRAWS, len(by_seed)))
-    table = np.stack([draws for _, draws in by_seed])  # (seeds, DRAWS)
-    # A seed that is chosen twice is another draw of its texts each time.
-    inner = np.stack([rng.permutation(DRAWS) for _ in by_seed], axis=1)
-    means = table[chosen, inner].mean(1)
+    each = np.array([point for point, _ in by_seed])
+    means = np.mean([draws for _, draws in by_seed], axis=0)
     known = means[~np.isnan(means)]
     low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if known.size else (np.nan, np.nan)
-    return Estimate(float(np.mean([p for p, _ in by_seed])), float(low), float(high), len(group), "nested bootstrap")
+    if len(each) < 2:
+        return Estimate(float(each.mean()), float(low), float(high), len(group), "bootstrap")
+    over_seeds = jackknife_interval(float(each.mean()), (each.sum() - each) / (len(each) - 1))
+    low, high = np.clip((np.fmin(low, over_seeds[0]), np.fmax(high, over_seeds[1])), *within)
+    return Estimate(float(each.mean()), float(low), float(high), len(group), GROUP_JACKKNIFE)
 
 
 def _sensitivity(told: Estimate) -> Estimate:

@@ -11,12 +11,13 @@ import numpy as np
 import pandas as pd
 
 from editlab.display import text_table
-from editlab.evaluation.statistics import Estimate, estimate_nested
+from editlab.evaluation.statistics import Estimate
 from editlab.probes.memory.acquisition import LEAST_GAIN
 from editlab.probes.memory.survival import Lifetimes, holm
+from editlab.runs.memory.clustered import over_clusters
 from editlab.runs.memory.curves import share_text
 from editlab.runs.memory.result import MemoryResult
-from editlab.runs.memory.survive import LOADED, MATCHED, TRAIN, SurviveSettings
+from editlab.runs.memory.survive import LOADED, MATCH, MATCHED, TRAIN, SurviveSettings, matched_to
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -54,7 +55,10 @@ class SurviveResult(MemoryResult):
             if start[engine] >= LEAST_GAIN:
                 columns["gain kept"] = group["gain"] / start[engine]
             for name, values in columns.items():
-                e = estimate_nested([v.to_list() for _, v in values.groupby(group["seed"])])
+                # Streams of filler over the same facts are no further facts.
+                e = over_clusters(
+                    values.to_numpy(), list(group["item"]), within=None if name == "gain kept" else (0.0, 1.0)
+                )
                 level = group[f"base_{MEASURES[name]}"].astype(float).mean() if name in MEASURES else 0.0
                 numbers = {"mean": e.mean, "low": e.low, "high": e.high, "n": e.n, "before": float(level)}
                 out.append({**where, "measure": name, **numbers})
@@ -108,21 +112,42 @@ class SurviveResult(MemoryResult):
         found = pd.DataFrame(rows, columns=["engine", "other", "p"])
         return found.assign(p_holm=holm([p for *_, p in rows]))
 
+    def reference(self, engine: str) -> str | None:
+        """The training that an engine is compared with: matched to it in strength, if there is such.
+
+        Studies of older versions have one training that is matched to the engines' mean gain.
+        """
+        names = (matched_to(engine), MATCHED, TRAIN)
+        return next((e for e in names if e in self.lifetimes and e != engine), None)
+
+    def _edits(self) -> list[str]:
+        return [e for e in self.engines if e != TRAIN and not e.startswith(MATCHED)]
+
+    def _unmatched(self) -> list[str]:
+        """Engines that a training was to match and did not, in words."""
+        says = []
+        for engine in self._edits():
+            other = self.reference(engine)
+            if other in (None, TRAIN):
+                if self._asked_to_match:
+                    says.append(f"'{engine}' (no training reached it)")
+            elif abs(self.gains[other] / self.gains[engine] - 1) > MATCH:
+                says.append(f"'{engine}' ({self.gains[engine]:.2f} nats against {self.gains[other]:.2f})")
+        return says
+
     @property
-    def reference(self) -> str | None:
-        """The training that engines are compared with, matched in strength if there is such."""
-        return next((e for e in (MATCHED, TRAIN) if e in self.lifetimes), None)
+    def _asked_to_match(self) -> bool:
+        return MATCHED in self.settings.engines
 
     @cached_property
     def half_lives(self) -> pd.DataFrame:
         """engine, gain at t = 0, n recalled at t = 0, half-lives with 95 %, p of the log-rank test against training."""
         out = []
         last = int(self.rows["t"].max())
-        against = self.log_rank[(self.log_rank[["engine", "other"]] == self.reference).any(axis=1)]
-        tests = {
-            other if engine == self.reference else engine: p
-            for engine, other, p in zip(against["engine"], against["other"], holm(list(against["p"])), strict=True)
-        }
+        references = {e: self.reference(e) for e in self._edits()}
+        pairs = {e: other for e, other in references.items() if other is not None}
+        raw = [self.lifetimes[e]["recall"].differs_from(self.lifetimes[other]["recall"]) for e, other in pairs.items()]
+        tests = dict(zip(pairs, holm(raw), strict=True))
         for engine, found in self.lifetimes.items():
             numbers: dict[str, Any] = {
                 "engine": engine, "gain": self.gains[engine], "facts": int(self.rows["item"].nunique())
@@ -131,6 +156,7 @@ class SurviveResult(MemoryResult):
                 low, high = lives.half_life_interval()
                 numbers |= {f"{name}_n": lives.n, f"half_life_{name}": lives.half_life}
                 numbers |= {f"{name}_low": low, f"{name}_high": high}
+            numbers["against"] = pairs.get(engine, "")
             numbers["p"] = tests.get(engine, float("nan"))
             numbers["change_kept"] = self.value(engine, "weight change kept", last).mean
             numbers["routed"] = self.value(engine, "prompts routed", last).mean
@@ -199,10 +225,17 @@ class SurviveResult(MemoryResult):
         base = self.curve[self.curve["measure"] == "recognition"]["before"]
         if len(base):
             says.append(f"Before anything was taught, the new answer was preferred in {base.iloc[0]:.0%} of choices.")
-        if self.reference is not None:
+        compared = {e: self.reference(e) for e in self._edits()}
+        if any(compared.values()):
             says.append(
-                f"p: log-rank test of recall's lifetimes against '{self.reference}', facts exchanged as wholes, "
-                "corrected by Holm."
+                "p: log-rank test of an edit's lifetimes of recall against those of the training matched to it, "
+                "or else of 'train'; facts exchanged as wholes, corrected by Holm for the number of engines."
+            )
+        unmatched = self._unmatched()
+        if unmatched:
+            says.append(
+                f"Not matched within {MATCH:.0%} of its gain, so that the comparison is also one of strengths: "
+                f"{', '.join(unmatched)}."
             )
         says.append(
             "Change kept: the share of what was written into the weights that is still there, along its direction."
@@ -211,7 +244,8 @@ class SurviveResult(MemoryResult):
         if said:
             says.append(f"Recognition outlives recall for {', '.join(said)}.")
         if self.settings.seeds == 1:
-            says.append("One stream of filler: intervals are over facts only.")
+            says.append("One stream of filler: nothing is known of others.")
+        says.append("Intervals are over facts, each with all its streams of filler.")
         return says
 
     def shown(self) -> list[pd.DataFrame]:

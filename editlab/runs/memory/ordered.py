@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -12,8 +13,9 @@ import pandas as pd
 
 from editlab.data.stimuli.segments import bin_edges
 from editlab.display import text_table
-from editlab.evaluation.statistics import Estimate, estimate_nested
+from editlab.evaluation.statistics import Estimate
 from editlab.probes.memory.order import CHANCE, LEAST_MASS
+from editlab.runs.memory.clustered import over_clusters
 from editlab.runs.memory.curves import share_text
 from editlab.runs.memory.order import CONDITIONS, OrderSettings
 from editlab.runs.memory.result import MemoryResult
@@ -67,16 +69,22 @@ class OrderResult(MemoryResult):
         if "studied" not in wide:
             return Estimate(float("nan"), float("nan"), float("nan"), 0)
         gain = (wide["studied"] - wide["none"]).dropna()
-        return estimate_nested([g.to_list() for _, g in gain.groupby("seed")])
+        text = self.rows.drop_duplicates(["seed", "item"]).set_index(["seed", "item"])["text"].reindex(gain.index)
+        return over_clusters(
+            gain.to_numpy(), _texts(gain.index.get_level_values("seed"), text), within=(-1.0, 1.0), is_share=False
+        )
 
     @property
     def headline(self) -> str:
         """One sentence with the numbers that matter."""
         told = ", ".join(f"{c} {share_text(self.value(c))}" for c in CONDITIONS if self.value(c).n)
         n, seeds = self.value("none").n, self.rows["seed"].nunique()
+        # Nothing but the letters is counterbalanced: what real text's order gives away is measured, without the text.
+        level = "chance 50 %" if self.settings.file is None else f"without the text {self.value('none').mean:.0%}"
+        texts = len(self.rows.drop_duplicates(["seed", "text"]))
         return (
-            f"Order of two passages, letters cancelled: {told} (chance 50 %, n = {n} pairs, {seeds} seeds); the letter "
-            f"A is preferred in {self.value('none', 'says_a').mean:.0%} of questions without the text."
+            f"Order of two passages, letters cancelled: {told} ({level}, n = {n} pairs, {texts} texts, {seeds} seeds); "
+            f"the letter A is preferred in {self.value('none', 'says_a').mean:.0%} of questions without the text."
         )
 
     def to_pandas(self) -> pd.DataFrame:
@@ -120,9 +128,16 @@ class OrderResult(MemoryResult):
             "First is likelier: a control that must stay near one half; so must 'none' where events are invented."
         )
         if self.rows["seed"].nunique() == 1:
-            says.append("One seed: intervals are over pairs only, with no run-to-run variance.")
+            says.append("One seed: intervals have no run-to-run variance.")
+        says.append("Intervals take the pairs of a text as one draw.")
         return says
 
 
 def _nested(group: pd.DataFrame, measure: str) -> Estimate:
-    return estimate_nested([g.astype(float).to_list() for _, g in group.groupby("seed")[measure]])
+    within = None if measure == "bias" else (0.0, 1.0)
+    return over_clusters(group[measure].to_numpy(float), _texts(group["seed"], group["text"]), within=within)
+
+
+def _texts(seed: Iterable[int], text: Iterable[int]) -> list[tuple[int, int]]:
+    """The text of each pair; those of other seeds are other texts."""
+    return list(zip(seed, text, strict=True))

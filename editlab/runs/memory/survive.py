@@ -1,9 +1,9 @@
 """How long do facts last that were trained, or edited, into a model, when it is trained on other text?
 
 1. Every engine teaches the same facts to the unedited model: ROME, MEMIT, EMMET, AlphaEdit, WISE or any other method;
-   "train", AdamW on prompt and answer for some passes; "train, matched", the same for as many updates as give the
-   answers the mean gain in log-probability that the edits gave (the last update scaled down until it is met: what
-   decays depends on where it starts).
+   "train", AdamW on prompt and answer for some passes; "train, matched", for every edit one training of as many
+   updates as give the answers the mean gain in log-probability that this edit gave (the last update scaled down until
+   it is met, for what decays depends on where it starts).
 2. Each taught model is trained on one and the same stream of filler, with a fresh optimiser, and asked at the same
    times. Side memories stay in force and are not trained.
 3. Lifetimes of single facts give half-lives (Kaplan and Meier) and log-rank tests.
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -48,7 +47,13 @@ LOADED, TRAIN, MATCHED = "loaded edits", "train", "train, matched"
 ENGINES = (TRAIN, MATCHED, "rome", "memit", "emmet", "alphaedit", "wise")
 CONTROLS = 12  # sentences whose loss says how the model is otherwise
 MOST_UPDATES = 300
-TOLERANCE = 0.02  # of the gain that a matched training must meet
+TOLERANCE = 0.02  # of the gain that a matched training is to meet
+MATCH = 0.1  # of it that it has to meet to be called matched
+
+
+def matched_to(engine: str) -> str:
+    """The engine that trains to the gain of an edit."""
+    return f"{MATCHED} to {engine}"
 
 
 class SurviveSettings(TrainingSettings):
@@ -126,6 +131,20 @@ class Teacher:
         """Engines that edit."""
         return [e for e in self.settings.engines if e not in (TRAIN, MATCHED)]
 
+    @property
+    def engines(self) -> list[str]:
+        """All, in the order they teach; one matched training for every edit.
+
+        Raises:
+            ConfigError: there is no edit to match.
+        """
+        if MATCHED in self.settings.engines and not self.edits:
+            raise ConfigError(f"'{MATCHED}' has no edit to match.", "Name a method among the engines.")
+        found = []
+        for engine in self.settings.engines:
+            found += [matched_to(e) for e in self.edits] if engine == MATCHED else [engine]
+        return found
+
     def taught(self, engine: str) -> LM:
         """The model that an engine taught.
 
@@ -134,7 +153,7 @@ class Teacher:
         """
         if engine == LOADED:
             return self.lm
-        if engine not in (TRAIN, MATCHED):
+        if engine in self.edits:
             if engine not in self._edited:
                 self.on_step(StepInfo("teaching", len(self._edited), len(self.edits), "methods", engine))
                 try:
@@ -147,7 +166,7 @@ class Teacher:
             return made
         if self._trained is None or self._trained[0] != engine:
             self._trained = None
-            made = self._train() if engine == TRAIN else self._train_to(self._mean_gain())
+            made = self._train() if engine == TRAIN else self._train_to(engine)
             self._trained = (engine, made)
         return self._trained[1]
 
@@ -171,17 +190,6 @@ class Teacher:
             learner.step(batch, self.settings.lr)
         return learner.lm
 
-    def _mean_gain(self) -> float:
-        if not self.edits:
-            raise ConfigError(f"'{MATCHED}' has no edit to match.", "Name a method among the engines.")
-        gains = []
-        for engine in self.edits:
-            with suppress(EditFailed, RequestError):  # its own course says why
-                gains.append(self.gain(self.taught(engine)))
-        if not gains:
-            raise EditFailed(f"No edit succeeded that '{MATCHED}' could match.", "See why the engines could not teach.")
-        return sum(gains) / len(gains)
-
     def gain(self, lm: LM) -> float:
         """Mean rise of the new answers' log-probability over the unedited model, in nats."""
         base = self.before
@@ -193,29 +201,39 @@ class Teacher:
         """The facts under the unedited model."""
         return read_facts(self.plain, self.facts, self.others)
 
-    def _train_to(self, wanted: float) -> LM:
+    def _train_to(self, engine: str) -> LM:
+        """Train until the gain of the edit that `engine` is matched to is met."""
+        edit = next(e for e in self.edits if matched_to(e) == engine)
+        try:
+            aim = self.gain(self.taught(edit))
+        except (EditFailed, RequestError):
+            raise EditFailed(f"'{edit}' could not teach, so there is nothing to match.", "See why.") from None
+        if aim <= 0:
+            raise EditFailed(
+                f"'{edit}' gained {aim:.2f} nats, so there is nothing to match.", "Use other settings of it."
+            )
         learner = Learner(self.plain, self.settings.optimiser, self.settings.scope)
         passes = -(-MOST_UPDATES * self.settings.batch // len(self.rows))
         for n, batch in enumerate(self._batches(passes)[:MOST_UPDATES]):
             before = {name: w.detach().clone() for name, w in learner.trained.items()}
             learner.step(batch, self.settings.lr)
             found = self.gain(learner.lm)
-            self.on_step(StepInfo("matching the strength", n, None, "updates", f"gain {found:.2f} of {wanted:.2f}"))
-            if found >= wanted * (1 - TOLERANCE):
-                _shorten(learner, before, lambda: self.gain(learner.lm), wanted)
+            self.on_step(StepInfo("matching the strength", n, None, "updates", f"gain {found:.2f} of {aim:.2f}"))
+            if found >= aim * (1 - TOLERANCE):
+                _shorten(learner, before, lambda: self.gain(learner.lm), aim)
                 return learner.lm
         raise EditFailed(
-            f"{MOST_UPDATES} updates of training do not reach the edits' gain of {wanted:.2f} nats.",
+            f"{MOST_UPDATES} updates of training do not reach the gain of {aim:.2f} nats of '{edit}'.",
             "Use a larger lr.",
         )
 
 
-def _shorten(learner: Learner, before: dict[str, torch.Tensor], gain: Callable[[], float], wanted: float) -> None:
+def _shorten(learner: Learner, before: dict[str, torch.Tensor], gain: Callable[[], float], aim: float) -> None:
     """Bisect the length of the last step, from `before` to the weights as they are, until the gain is met."""
     after = {name: w.detach().clone() for name, w in learner.trained.items()}
     low, high = 0.0, 1.0
-    while abs(gain() / wanted - 1) > TOLERANCE and high - low > 1e-3:
-        low, high = (low, (low + high) / 2) if gain() > wanted else ((low + high) / 2, high)
+    while abs(gain() / aim - 1) > TOLERANCE and high - low > 1e-3:
+        low, high = (low, (low + high) / 2) if gain() > aim else ((low + high) / 2, high)
         with torch.no_grad():
             for name, w in learner.trained.items():
                 w.copy_(torch.lerp(before[name], after[name], (low + high) / 2))
@@ -247,7 +265,7 @@ def survive_courses(lm: LM, settings: SurviveSettings, on_step: OnStep = silent)
     texts = [fact.statement(fact.text, fact.target_new) for fact in teacher.facts]
     controls = [ids_of(lm, t, settings.block) for t in filler(CONTROLS, 10**6 + settings.seed, settings.filler_text)]
     courses = []
-    for engine in settings.engines:
+    for engine in teacher.engines:
         for i in range(settings.seeds):
             seed = settings.seed + i
             later = filler_batches(lm, settings, max(settings.times), seed, texts, without=frozenset(controls))

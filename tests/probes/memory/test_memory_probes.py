@@ -11,7 +11,7 @@ from scipy import stats
 from tiny_lm import make_lm
 
 from editlab.hooks.batch import pad_rows
-from editlab.probes.memory.forgetting import FAMILIES, fit_forgetting, verdict
+from editlab.probes.memory.forgetting import FAMILIES, fit_forgetting, named, verdict
 from editlab.probes.memory.reading import cue, read
 from editlab.probes.memory.recall import continuations, rouge, rouge_l, targets
 from editlab.probes.memory.recognition import auc, d_prime, gained, margin, prefers
@@ -167,6 +167,38 @@ def test_aicc_picks_the_planted_family_in_nine_of_ten_draws() -> None:
                 y = family.curve(np.maximum(T, 1), *PLANTED[family.name]) + rng.normal(0, 0.01, T.size)
                 right[family.name] += fit_forgetting(T, y[None], resamples=0)[0].family == family.name
     assert min(right.values()) >= 18
+
+
+def lives(times: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """(n, T) items that are there or not, of an exponential with a floor; each item ends once."""
+    share = FAMILIES[3].curve(times, 1.0, 1 / times.mean(), 0.3)
+    return (np.random.default_rng(seed).uniform(size=(n, 1)) < share).astype(float)
+
+
+def test_a_family_is_not_named_wrongly_where_aicc_alone_would_be_sure_of_it() -> None:
+    seven = np.array([1, 2, 3, 5, 8, 13, 20.0])
+    sure, wrong = 0, 0
+    for seed in range(40):
+        fits = fit_forgetting(seven, lives(seven, 48, seed), resamples=0)
+        sure += fits[0].family != "exponential with floor" and fits[1].aicc - fits[0].aicc >= 2
+        wrong += named(fits) is not None
+    assert sure >= 15 and wrong == 0
+    assert "7 times do not tell families apart" in verdict(fits)
+    twelve = np.array([1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 75, 100.0])
+    names = []
+    for seed in range(6):
+        fits = fit_forgetting(twelve, lives(twelve, 48, seed), resamples=40, seed=seed)
+        names.append(None if named(fits) is None else named(fits).family)
+        assert sum(f.selected for f in fits) == pytest.approx(1)
+    assert sum(name not in (None, "exponential with floor") for name in names) <= 1
+
+
+def test_a_family_is_named_where_all_resamples_agree() -> None:
+    rng = np.random.default_rng(0)
+    y = FAMILIES[3].curve(np.maximum(T, 1), *PLANTED["exponential with floor"])
+    fits = fit_forgetting(T, y + rng.normal(0, 0.02, (60, T.size)), resamples=60)
+    assert named(fits) is fits[0] and fits[0].family == "exponential with floor" and fits[0].selected >= 0.95
+    assert "first in" in verdict(fits) and "not told apart" not in verdict(fits)
 
 
 def test_noisy_times_weigh_less_and_weights_do_not_depend_on_refits() -> None:

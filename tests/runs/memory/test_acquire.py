@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from tiny_lm import make_lm
 
 from editlab.data.stimuli import invented_passages
 from editlab.errors import ConfigError, EditFailed
-from editlab.probes.memory.acquisition import DEPTHS, acquired
-from editlab.runs.memory.acquire import AcquireSettings, _asked, acquire_courses, passages_for
+from editlab.evaluation.statistics import estimate
+from editlab.probes.memory.acquisition import DEPTHS, acquired, gain_floor
+from editlab.runs.memory.acquire import SCENARIOS, AcquireSettings, _asked, acquire_courses, passages_for
+from editlab.runs.memory.acquired import AcquireResult
 from editlab.runs.memory.learner import Diverged, Learner
 from editlab.runs.memory.run import run_memory
 from editlab.runs.memory.study import ids_of
@@ -70,6 +73,62 @@ def test_what_never_moves_has_no_retainability_and_no_infinity() -> None:
     found = acquired(T, np.zeros((len(T), 3)), (0, 20, 40), window=20, after=(0, 1, 2, 5))
     assert (found.effectivity == 0).all() and not found.kept.any()
     assert np.isnan(found.retainability).all() and np.isnan(found.decay()[0])
+
+
+def test_of_random_walks_next_to_none_passes_the_floor_of_what_is_never_injected() -> None:
+    rng = np.random.default_rng(0)
+    walks, controls = (rng.normal(0, 0.03, (len(T), n)).cumsum(0) for n in (300, 60))
+    window = {"injected": (0, 20, 40), "window": 20, "after": (0, 1, 2, 5)}
+    by_itself = acquired(T, walks, **window)
+    # The maximum of a walk over a window is no knowledge, and yet most of them are above 0.05 nat.
+    assert by_itself.kept.mean() > 0.5 and by_itself.effectivity[0].mean() > 0.05
+    floor = gain_floor(acquired(T, controls, **window).gain[:, 0])
+    assert acquired(T, walks, floor=floor, **window).kept.mean() < 0.1
+    # Jumps of a nat pass all the same.
+    assert acquired(T, walks + planted([1.0] * 300), floor=floor, **window).kept.mean() > 0.95
+    assert gain_floor(np.array([])) == 0.05 and gain_floor(np.array([0.1, 0.7, 0.2])) == 0.7
+
+
+def walking(rise: float, passages: int = 4, probes: int = 5, seed: int = 0) -> AcquireResult:
+    """Probes that walk at random, those of a passage together, and rise at each injection if they are injected."""
+    settings = AcquireSettings(passages=passages, controls=passages, injections=3, interval=20, after=20, seeds=1)
+    rng = np.random.default_rng(seed)
+    times, rows = settings.probes, []
+    for scenario in (*SCENARIOS, "never"):
+        for p in range(passages):
+            shared = rng.normal(0, 0.05, len(times)).cumsum()
+            for depth in DEPTHS:
+                for q in range(probes):
+                    lp = shared + rng.normal(0, 0.02, len(times)).cumsum()
+                    once = settings.injected[:1] if scenario == "once" else settings.injected
+                    steps = sum(np.array(times) > i for i in once) * rise * (scenario != "never")
+                    rows += [
+                        {"seed": 0, "t": t, "scenario": scenario, "passage": f"{scenario}{p}", "depth": depth,
+                         "probe": q, "verbatim": 0, "wordings": 2, "lp": x, "lp_sum": x, "exact": 0}
+                        for t, x in zip(times, lp + steps, strict=True)
+                    ]  # fmt: skip
+    return AcquireResult(pd.DataFrame(rows), settings, "m")
+
+
+def test_effectivity_stands_beside_its_floor_and_passages_are_the_unit() -> None:
+    nothing, something = walking(0.0).summary, walking(1.0).summary
+    assert (nothing["effectivity"] > 0.03).all()  # by itself, noise looks like an effect
+    assert ((nothing["above_low"] < 0) & (nothing["above_high"] > 0)).all()
+    assert (something["above_low"] > 0.5).all() and something["above_floor"].between(0.7, 1.3).all()
+    assert (nothing["left_out"] / nothing["n"]).mean() > 0.8 and (something["left_out"] == 0).all()
+    assert (something["passages"] == 4).all()
+    # Probes of a passage move together: as draws of their own they would give less than half of this interval.
+    rows = walking(1.0).rows
+    at = rows[(rows["scenario"] == "once") & (rows["depth"] == DEPTHS[0])].pivot(
+        index=["passage", "probe"], columns="t", values="lp"
+    )
+    rise = (at[20] - at[0]).to_numpy()
+    alone = estimate(rise.tolist())
+    curve = walking(1.0).curve.query("scenario == 'once' and depth == @DEPTHS[0] and t == 20").iloc[0]
+    assert curve["mean"] == pytest.approx(rise.mean())
+    assert curve["high"] - curve["low"] > 2 * (alone.high - alone.low)
+    result = walking(0.0)
+    assert "above floor" in result.headline and "above the floor" in result.table()
 
 
 def test_the_schedule_injects_what_each_scenario_says() -> None:

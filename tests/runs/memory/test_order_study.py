@@ -39,7 +39,7 @@ def test_every_pair_is_asked_in_sight_before_and_after_study(lm: LM, tmp_path: P
     assert result.value("none").n == 16 and result.value("none", distance=result.bins[0]).n == 4
     wide = rows.pivot(index=["seed", "item"], columns="condition", values="debiased")
     assert result.effect.mean == (wide["studied"] - wide["none"]).mean()
-    assert "chance 50 %, n = 16 pairs, 2 seeds" in result.headline and "Study adds" in result.remarks()[0]
+    assert "chance 50 %, n = 16 pairs, 4 texts, 2 seeds" in result.headline and "Study adds" in result.remarks()[0]
     assert result.bins == ["8 to 24", "25 to 33", "34 to 49", "50 or more"]
     assert {t.name.split(" ")[0] for t in result.plot().data if t.name} == {"in", "none", "studied"}
     assert "25 to 33" in result.table()
