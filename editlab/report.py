@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from editlab.display import html_table
-from editlab.evaluation.answers import begins
+from editlab.evaluation.answers import are_alike, begins, is_kept
+from editlab.evaluation.questions import KEPT
 from editlab.evaluation.scorer import Scored
 
 if TYPE_CHECKING:
@@ -27,10 +28,14 @@ class ReportRow:
     """One prompt before and after.
 
     Attributes:
-        p_new, p_true: (before, after) geometric-mean token probability of the targets; p_true is that of a locality
-            question's own answer. None where there is no such target.
+        p_new, p_true: (before, after) geometric-mean token probability of the fact's new answer and of the prompt's
+            own. None where there is no such target.
         answer: (before, after) greedy continuations.
         is_suggested: the prompt came from editlab, not from the user.
+        own: the prompt's own answer, which holds without the edit: the fact's true one, or that of the neighbour or
+            locality question; where none is given for a neighbour, what the model said before.
+        accepted: all own answers that were given.
+        apart: why it cannot show damage although its answer should not change, or "".
     """
 
     fact: str
@@ -40,11 +45,25 @@ class ReportRow:
     p_new: tuple[float, float] | None
     p_true: tuple[float, float] | None
     is_suggested: bool = False
+    own: str | None = None
+    accepted: tuple[str, ...] = ()
+    apart: str = ""
 
     @property
     def changed(self) -> bool:
-        """The model's own answer is another one (its first line)."""
-        return _first_line(self.answer[0]) != _first_line(self.answer[1])
+        """The model gives another answer than before, by the rule that decides whether an edit fires."""
+        return not is_kept(*self.answer, self.accepted)
+
+    @property
+    def may_show_damage(self) -> bool:
+        """A prompt whose answer should not change, and that would show if it did."""
+        return self.kind in KEPT and not self.apart
+
+    @property
+    def verdict(self) -> str:
+        """Whether it changed; where that is not counted, why."""
+        changed = "changed" if self.changed else "same"
+        return f"{changed} (apart: {self.apart})" if self.apart else changed
 
 
 @dataclass(frozen=True)
@@ -75,8 +94,15 @@ class EditReport:
 
     @property
     def disturbed(self) -> tuple[int, int]:
-        """How many prompts that should keep their answer have another one, of how many."""
-        asked = [r for r in self.rows if r.kind in ("neighbour", "locality")]
+        """How many prompts that should keep their answer have another one, of how many; without those apart."""
+        asked = [r for r in self.rows if r.may_show_damage]
+        return sum(r.changed for r in asked), len(asked)
+
+    @property
+    def apart(self) -> tuple[int, int]:
+        """The same of the prompts that cannot show damage: their own answer is the new one, is edited by another edit,
+        or is not what the model said before."""
+        asked = [r for r in self.rows if r.apart]
         return sum(r.changed for r in asked), len(asked)
 
     @property
@@ -88,7 +114,7 @@ class EditReport:
         return (
             f"{self.fact.text!r}: the model {verdict} {self.fact.target_new!r} "
             f"(P {p_before:.2%} -> {p_after:.2%}); "
-            f"{changed} of {asked} neighbours answer differently; {self.seconds:.1f} s."
+            f"{changed} of {asked} neighbours answer differently{_beside(self.apart)}; {self.seconds:.1f} s."
         )
 
     def to_records(self) -> list[dict[str, Any]]:
@@ -104,7 +130,9 @@ class EditReport:
                 "p_new_after": r.p_new[1] if r.p_new else None,
                 "p_true_before": r.p_true[0] if r.p_true else None,
                 "p_true_after": r.p_true[1] if r.p_true else None,
+                "own_answer": r.own,
                 "changed": r.changed,
+                "apart": r.apart,
                 "suggested": r.is_suggested,
             }
             for r in self.rows
@@ -130,8 +158,8 @@ class EditReport:
         table = Table(title=None, show_lines=False)
         for header in ("", "prompt", "before", "after"):
             table.add_column(header, overflow="fold")
-        for header in ("P(new)", "P(true)", ""):
-            table.add_column(header, justify="right", no_wrap=True)
+        for header in (f"P({self.fact.target_new})", "P(own answer)", ""):
+            table.add_column(header, justify="right", overflow="fold")
         for r in self.rows:
             kind = f"{r.kind}{' (suggested)' if r.is_suggested else ''}"
             cells = (
@@ -140,8 +168,8 @@ class EditReport:
                 _shown(r.answer[0]),
                 _shown(r.answer[1]),
                 _pair(r.p_new),
-                _pair(r.p_true),
-                "changed" if r.changed else "same",
+                _own(r),
+                r.verdict,
             )
             # As plain text: "[/b]" in an answer is no markup.
             table.add_row(*(Text(cell) for cell in cells))
@@ -149,10 +177,11 @@ class EditReport:
 
     def _repr_html_(self) -> str:
         rows = (
-            (r.kind, r.prompt, _shown(r.answer[0]), _shown(r.answer[1]), _pair(r.p_new), _pair(r.p_true))
+            (r.kind, r.prompt, _shown(r.answer[0]), _shown(r.answer[1]), _pair(r.p_new), _own(r), r.verdict)
             for r in self.rows
         )
-        table = html_table(("", "prompt", "before", "after", "P(new)", "P(true)"), rows)
+        new = f"P({self.fact.target_new})"
+        table = html_table(("", "prompt", "before", "after", new, "P(own answer)", ""), rows)
         return f"<p>{html.escape(self.headline)}</p>{table}"
 
 
@@ -175,7 +204,7 @@ def overview(reports: Sequence[EditReport]) -> Table:
             _pair(r.rows[0].p_new),
             "yes" if r.fires else "no",
             f"{followed} of {paraphrases} follow" if paraphrases else "",
-            f"{changed} of {neighbours} changed" if neighbours else "",
+            f"{changed} of {neighbours} changed{_beside(r.apart)}" if neighbours or r.apart[1] else "",
         )
         table.add_row(*(Text(cell) for cell in cells))
     return table
@@ -194,9 +223,26 @@ def compare(
             p_new=_both(b, a, "new"),
             p_true=_both(b, a, "own" if "own" in b.forced else "true"),
             is_suggested=b.asked.kind in suggested,
+            own=b.asked.own,
+            accepted=b.asked.accepted,
+            apart=_apart(fact, b),
         )
         for b, a in zip(before, after, strict=True)
     )
+
+
+def _apart(fact: Fact, before: Scored) -> str:
+    """Why a prompt that should keep its answer cannot show damage, or ""."""
+    q, answer = before.asked, before.answer or ""
+    if q.kind not in KEPT:
+        return ""
+    if any(are_alike(own, fact.target_new) for own in q.accepted or filter(None, [q.own])):
+        return "its own answer is the new one"
+    if q.is_edited:
+        return "it is edited itself"
+    if q.accepted and not any(begins(answer, own) for own in q.accepted):
+        return "the model did not know it before"
+    return ""
 
 
 def _both(before: Scored, after: Scored, role: str) -> tuple[float, float] | None:
@@ -211,6 +257,15 @@ def _first_line(answer: str) -> str:
 def _shown(answer: str) -> str:
     line = _first_line(answer)
     return line if len(line) <= SHOWN else line[: SHOWN - 3] + "..."
+
+
+def _own(row: ReportRow) -> str:
+    return f"{row.own}: {_pair(row.p_true)}" if row.own is not None and row.p_true is not None else ""
+
+
+def _beside(apart: tuple[int, int]) -> str:
+    changed, asked = apart
+    return f" ({asked} more apart, {changed} changed)" if asked else ""
 
 
 def _pair(p: tuple[float, float] | None) -> str:

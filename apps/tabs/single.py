@@ -154,7 +154,7 @@ def _warnings(lab: session.Lab, report: EditReport) -> None:
             f"After the edit the new answer has a probability of {p[1] if p else 0:.1%}. Try another layer.",
             title="The edit does not yet fire.",
         )
-    changed = [r for r in report.rows if r.kind in ("neighbour", "locality") and r.changed]
+    changed = [r for r in report.rows if r.may_show_damage and r.changed]
     if changed:
         st.warning(
             errors.plain("; ".join(r.prompt for r in changed)),
@@ -190,11 +190,12 @@ def _table(report: EditReport) -> pd.DataFrame:
             {
                 "what": KINDS.get(r.kind, r.kind) + (" (suggested)" if r.is_suggested else ""),
                 "prompt": r.prompt,
-                "changed": "● changed" if r.changed else "same",
+                "changed": ("● " if r.changed and not r.apart else "") + r.verdict,
                 "before": first(r.answer[0]),
                 "after": first(r.answer[1]),
                 f"P({report.fact.target_new})": percent(r.p_new),
-                "P(present)": percent(r.p_true),
+                "own answer": r.own or "",
+                "P(own answer)": percent(r.p_true),
             }
             for r in report.rows
         ]

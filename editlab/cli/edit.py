@@ -250,6 +250,7 @@ def _in_sum(reports: list[EditReport], failed: list[FailedRow]) -> str:
     of_kind = {
         "paraphrases follow": [r.followed for r in reports],
         "neighbours changed": [r.disturbed for r in reports],
+        "prompts apart changed, which cannot show damage": [r.apart for r in reports],
     }
     parts = [f"{sum(r.fires for r in reports)} of {len(reports)} facts are answered with the new target"]
     for what, counts in of_kind.items():

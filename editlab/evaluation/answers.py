@@ -25,6 +25,10 @@ _MINUS = "-\N{MINUS SIGN}"
 _AFTER_A_WORD = "+#"
 _BEFORE_A_NUMBER = "<>≤≥≠±"
 
+# Where an answer goes on to something else. Marks inside numbers ("1,000", "3:15") are none.
+_CLAUSE = re.compile(r"[,;:!?](?!\d)|[()\[\]\u3001\u3002\uff01\uff08\uff0c\uff1a\uff1b\uff1f]|\s[-\u2013\u2014]\s")
+_LEADING = re.compile(r"^[\s,;:!?.]+")
+
 
 def normalised(text: str) -> str:
     """Lower case, without accents and punctuation, single spaces; scripts without spaces become one word a sign.
@@ -105,6 +109,30 @@ def position(answer: str, target: str) -> int | None:
 def begins(answer: str, target: str) -> bool:
     """The answer begins with the target, as whole words."""
     return position(answer, target) == 0
+
+
+def said_first(answer: str) -> str:
+    """What an answer says before it goes on: up to its natural end, a comma or another mark between clauses."""
+    return _CLAUSE.split(first_sentence(_LEADING.sub("", answer)), maxsplit=1)[0].strip()
+
+
+def is_kept(before: str, after: str, accepted: Iterable[str] = ()) -> bool:
+    """The answer is still the one that was given before, by the rule that decides whether an edit fires (`begins`).
+
+    Args:
+        accepted: right answers; if `before` is one of them, any of them will do.
+    """
+    accepted = tuple(accepted)
+    first = said_first(before)
+    right = accepted if any(begins(before, a) for a in accepted) else (first,)
+    if not normalised(first):  # nothing was said that a word could stand for
+        return normalised(first_sentence(before)) == normalised(first_sentence(after))
+    return any(begins(after, a) for a in right)
+
+
+def are_alike(one: str, other: str) -> bool:
+    """An answer that begins with one of them may pass for the other."""
+    return begins(one, other) or begins(other, one)
 
 
 def prefers(answer: str, new: str, old: str | None) -> bool:

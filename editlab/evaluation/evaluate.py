@@ -76,10 +76,12 @@ def evaluate(
     names = _names(facts)
 
     base = lm.pristine()
-    questions = asked(facts, {k for m in chosen.values() if isinstance(m, FactMetric) for k in m.kinds})
+    beside = [fact for _, fact in written.values()] if mode == "together" else []
+    kinds = {k for m in chosen.values() if isinstance(m, FactMetric) for k in m.kinds}
     free = any(isinstance(m, FactMetric) and m.needs_answers for m in chosen.values())
     scorer = _Scorer(suite, free, on_step)
-    before = scorer(base, questions)
+    before = scorer(base, asked(facts, kinds, beside), is_base=True)
+    questions = [q.asked for q in before]
     prompts = {n: f.generation_prompts or (f.text,) for n, f in zip(names, facts, strict=True)}
     of_model = {n: m for n, m in chosen.items() if isinstance(m, ModelMetric)}
 
@@ -203,11 +205,19 @@ class _Scorer:
     free: bool
     on_step: OnStep
 
-    def __call__(self, lm: LM, questions: Sequence[Asked]) -> list[Scored]:
+    def __call__(self, lm: LM, questions: Sequence[Asked], *, is_base: bool = False) -> list[Scored]:
         if not questions:
             return []
         s = self.suite
-        return score(lm, questions, free=self.free, max_new_tokens=s.max_new_tokens, sink=s.sink, on_step=self.on_step)
+        return score(
+            lm,
+            questions,
+            free=self.free,
+            max_new_tokens=s.max_new_tokens,
+            sink=s.sink,
+            is_base=is_base,
+            on_step=self.on_step,
+        )
 
 
 def _by_fact(scored: Sequence[Scored], n: int) -> list[dict[Kind, list[Scored]]]:

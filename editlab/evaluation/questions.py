@@ -15,7 +15,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
-from editlab.facts import Fact
+from editlab.evaluation.answers import normalised
+from editlab.facts import Fact, Question
 from editlab.joining import TargetPrefix, is_question
 
 Kind = Literal[
@@ -32,6 +33,8 @@ Kind = Literal[
 KINDS: tuple[Kind, ...] = get_args(Kind)
 # What a before-and-after report of an edit shows.
 SHOWN: tuple[Kind, ...] = ("rewrite", "paraphrase", "neighbour", "locality")
+# Those whose answers must not change.
+KEPT: tuple[Kind, ...] = ("neighbour", "locality")
 
 # The copulas after which "not" negates what follows.
 _COPULAS = ("is", "was", "are", "were")
@@ -49,10 +52,12 @@ class Asked:
     Attributes:
         fact: index of the fact it belongs to.
         targets: text by role: "new" and "true" of the fact, "own" for a question with answers of its own, "yes" and
-            "no" for a statement to be judged.
-        accepted: every right answer of a question with answers of its own.
+            "no" for a statement to be judged. A neighbour has "new" and "own", and "true" if its own answer is that.
+        accepted: every right answer of a question with answers of its own. A neighbour without any has the "own"
+            target that the unedited model says (see `with_answer`).
         name: what the source calls this kind of question, or which made form it is.
         prefixes: by role, what stands between prompt and target; the rule decides where there is none.
+        is_edited: another fact of the same state is written to exactly this prompt.
     """
 
     fact: int
@@ -62,12 +67,34 @@ class Asked:
     accepted: tuple[str, ...] = ()
     name: str = ""
     prefixes: dict[str, TargetPrefix] = field(default_factory=dict)
+    is_edited: bool = False
+
+    @property
+    def own(self) -> str | None:
+        """The answer that the unedited model is expected to give; None where nobody says."""
+        return self.targets.get("own", self.targets.get("true"))
+
+    @property
+    def is_new(self) -> bool:
+        """Its own answer is the new one, so that saying it shows neither success nor damage."""
+        own, new = self.targets.get("own", ""), self.targets.get("new", "")
+        return own == new if not normalised(own) else normalised(own) == normalised(new)
+
+    def with_answer(self, said: str) -> Asked:
+        """The same, with what the unedited model says as its own answer, joined to the prompt as the new one is."""
+        prefixes = {**self.prefixes, "own": self.prefixes.get("new", "auto")}
+        return replace(self, targets={**self.targets, "own": said}, prefixes=prefixes)
 
 
-def asked(facts: Sequence[Fact], kinds: Collection[Kind] = KINDS) -> list[Asked]:
-    """Every question of these kinds, fact by fact, in a fixed order."""
+def asked(facts: Sequence[Fact], kinds: Collection[Kind] = KINDS, written: Collection[Fact] = ()) -> list[Asked]:
+    """Every question of these kinds, fact by fact, in a fixed order.
+
+    Args:
+        written: the facts that are in the model at the same time.
+    """
+    edited = {fact.text for fact in written}
     return [
-        _with_prefixes(question, fact)
+        replace(_with_prefixes(question, fact), is_edited=question.kind in KEPT and question.prompt in edited)
         for i, fact in enumerate(facts)
         for question in _of(i, fact)
         if question.kind in kinds
@@ -83,25 +110,28 @@ def _with_prefixes(question: Asked, fact: Fact) -> Asked:
 def _of(i: int, fact: Fact) -> Iterator[Asked]:
     targets = {"new": fact.target_new} | ({"true": fact.target_true} if fact.target_true else {})
     yield Asked(i, "rewrite", fact.text, targets)
+    yield from (Asked(i, "paraphrase", prompt, targets) for prompt in fact.paraphrases)
+    for near in fact.neighbours:
+        shared = {"true": targets["true"]} if near.answers[:1] == (fact.target_true,) else {}
+        yield _of_question(i, "neighbour", near, {"new": fact.target_new} | shared)
     of_kind: tuple[tuple[Kind, tuple[str, ...]], ...] = (
-        ("paraphrase", fact.paraphrases),
-        ("neighbour", tuple(q.prompt for q in fact.neighbours)),
         ("attribute", fact.attributes),
         ("negated", negated(fact)),
         ("unrelated", tuple(form.replace("{}", fact.subject) for form in _UNRELATED)),
     )
     for kind, prompts in of_kind:
         yield from (Asked(i, kind, prompt, targets) for prompt in prompts)
-    for question in fact.locality:
-        own = {"own": question.answers[0]} if question.answers else {}
-        yield Asked(i, "locality", question.prompt, own, question.answers, question.name)
-    for question in fact.portability:
-        own = {"own": question.answers[0]} if question.answers else {}
-        yield Asked(i, "portability", question.prompt, own, question.answers, question.name)
+    yield from (_of_question(i, "locality", question, {}) for question in fact.locality)
+    yield from (_of_question(i, "portability", question, {}) for question in fact.portability)
     for role, target in targets.items():
         said = fact.statement(fact.text, target)
         prompt = f"Statement: {said}. Question: is the statement true or false? Answer: the statement is"
         yield Asked(i, "fact_check", prompt, {"yes": "true", "no": "false"}, name=role)
+
+
+def _of_question(i: int, kind: Kind, question: Question, targets: dict[str, str]) -> Asked:
+    own = {"own": question.answers[0]} if question.answers else {}
+    return Asked(i, kind, question.prompt, targets | own, question.answers, question.name)
 
 
 def negated(fact: Fact) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from editlab.evaluation.answers import normalised, said_first
 from editlab.evaluation.questions import SHOWN, Asked, asked
 from editlab.hooks.batch import pad_rows
 from editlab.joining import TargetPrefix
@@ -192,23 +193,47 @@ def score(
     free: bool = True,
     max_new_tokens: int = 10,
     sink: bool = False,
+    is_base: bool = False,
     on_step: OnStep = silent,
 ) -> list[Scored]:
-    """Every question's targets teacher-forced and, if `free`, its greedy continuation, all in shared batches."""
+    """Every question's targets teacher-forced and, if `free`, its greedy continuation, all in shared batches.
+
+    Args:
+        is_base: `lm` is the unedited model, and what it says is the own answer of neighbours that come without one.
+            An edited model is then to be asked the questions that are returned.
+    """
+    bare = [i for i, q in enumerate(questions) if is_base and q.kind == "neighbour" and "own" not in q.targets]
+    said: Sequence[str | None] = [None] * len(questions)
+    if free or bare:
+        places = range(len(questions)) if free else bare
+        prompts = [questions[i].prompt for i in places]
+        answers = continuations(lm, prompts, max_new_tokens=max_new_tokens, sink=sink, on_step=on_step)
+        answer_of = dict(zip(places, answers, strict=True))
+        own = {i: said_first(answer_of[i]) for i in bare}
+        questions = [q.with_answer(own[i]) if normalised(own.get(i, "")) else q for i, q in enumerate(questions)]
+        said = [answer_of.get(i) if free else None for i in range(len(questions))]
     pairs = [(q.prompt, t, q.prefixes.get(role, "auto")) for q in questions for role, t in q.targets.items()]
     forced = iter(force(lm, pairs, sink=sink, on_step=on_step))
-    said: Sequence[str | None] = [None] * len(questions)
-    if free:
-        prompts = [q.prompt for q in questions]
-        said = continuations(lm, prompts, max_new_tokens=max_new_tokens, sink=sink, on_step=on_step)
     return [
         Scored(q, {role: next(forced) for role in q.targets}, answer) for q, answer in zip(questions, said, strict=True)
     ]
 
 
-def score_facts(lm: LM, facts: Sequence[Fact], *, sink: bool = False) -> list[list[Scored]]:
-    """`score` of the facts' questions that a report shows, fact by fact."""
+def score_facts(
+    lm: LM, facts: Sequence[Fact], *, sink: bool = False, written: Sequence[Fact] = ()
+) -> list[list[Scored]]:
+    """`score` of the facts' questions that a report shows, fact by fact, before an edit.
+
+    Args:
+        written: the facts that will be in the model at the same time.
+    """
     out: list[list[Scored]] = [[] for _ in facts]
-    for scored in score(lm, asked(facts, SHOWN), sink=sink):
+    for scored in score(lm, asked(facts, SHOWN, written), sink=sink, is_base=True):
         out[scored.asked.fact].append(scored)
     return out
+
+
+def score_again(lm: LM, before: Sequence[Sequence[Scored]], *, sink: bool = False) -> list[list[Scored]]:
+    """The same questions as `before`, after an edit."""
+    scores = iter(score(lm, [q.asked for of_fact in before for q in of_fact], sink=sink))
+    return [[next(scores) for _ in of_fact] for of_fact in before]

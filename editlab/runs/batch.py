@@ -26,7 +26,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from editlab.config import MethodConfig
 from editlab.errors import ConfigError, EditFailed, PackError, RequestError, ResumeRefused, WriteFailed
 from editlab.evaluation.prefixes import settle
-from editlab.evaluation.scorer import score_facts
+from editlab.evaluation.scorer import score_again, score_facts
 from editlab.facts import Fact
 from editlab.progress import OnStep, StepInfo, silent
 from editlab.report import EditReport, ReportRow, compare
@@ -215,7 +215,7 @@ class _Runner:
         self.failed: list[FailedRow] = []
 
     def run(self) -> BatchResult:
-        before = score_facts(self.lm, self.facts)  # unedited
+        before = score_facts(self.lm, self.facts, written=self.facts if self.plan.keeps else ())  # unedited
         scores = {id(f): s for f, s in zip(self.facts, before, strict=True)}
         chunks = self.plan.chunks(self.facts)
         done = 0
@@ -235,7 +235,7 @@ class _Runner:
         self.on_step(StepInfo("editing", len(self.facts), len(self.facts), "facts"))
         reports = self.singles
         if self.plan.keeps and self.written:
-            after = score_facts(self.lm, [fact for fact, _, _ in self.written])
+            after = score_again(self.lm, [scores[id(fact)] for fact, _, _ in self.written])
             reports = [
                 EditReport(self.lm.ledger[entry.id], fact, compare(fact, scores[id(fact)], new), seconds)
                 for (fact, entry, seconds), new in zip(self.written, after, strict=True)
@@ -261,7 +261,7 @@ class _Runner:
         seconds = (time.perf_counter() - started) / len(chunk)
         state, rows = self.lm.state_hash, None
         if not self.plan.keeps:
-            (after,) = score_facts(self.lm, chunk)
+            (after,) = score_again(self.lm, [scores[id(chunk[0])]])
             entry = self.lm.undo(entry.id)
             report = EditReport(entry, chunk[0], compare(chunk[0], scores[id(chunk[0])], after), seconds)
             self.singles.append(report)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from editlab.data.suggest import with_suggestions
 from editlab.evaluation.prefixes import settle
-from editlab.evaluation.scorer import score_facts
+from editlab.evaluation.scorer import score_again, score_facts
 from editlab.progress import OnStep, silent
 from editlab.report import EditReport, compare
 
@@ -28,12 +28,12 @@ def edit_and_measure(
     (fact,) = settle(lm, [fact])
     shown, no_paraphrases, no_neighbours = with_suggestions(fact)
     suggested = ["paraphrase"] * no_paraphrases + ["neighbour"] * no_neighbours
-    before = score_facts(lm, [shown])[0]
+    before = score_facts(lm, [shown])
     started = time.perf_counter()
     entry = lm.edit(fact, method, on_step=on_step, **(config or {}))
     seconds = time.perf_counter() - started
-    after = score_facts(lm, [shown])[0]
-    return EditReport(entry, fact, compare(shown, before, after, suggested), seconds)
+    after = score_again(lm, before)
+    return EditReport(entry, fact, compare(shown, before[0], after[0], suggested), seconds)
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,16 @@ if TYPE_CHECKING:
 
 
 def edit_probabilities(report: EditReport) -> go.Figure:
-    """Prompts down, probability across: of the new and of the true answer, before (open) and after (filled)."""
+    """Prompts down, probability across: of the new and of the prompt's own answer, before (open) and after (filled)."""
     import plotly.graph_objects as go
 
     figure = go.Figure()
     labels = [f"{i + 1} {r.kind}: {_short(r.prompt)}" for i, r in enumerate(report.rows)]
-    of_role = {"new": [r.p_new for r in report.rows], "true": [r.p_true for r in report.rows]}
+    of_role = {
+        f"P({report.fact.target_new})": [r.p_new for r in report.rows],
+        "P(own answer)": [r.p_true for r in report.rows],
+    }
+    labels = [f"{label} [{r.own}]" if r.own else label for label, r in zip(labels, report.rows, strict=True)]
     for (role, pairs), colour, marker in zip(of_role.items(), (COLOURS[1], COLOURS[0]), MARKERS[:2], strict=True):
         shown = [(label, pair) for label, pair in zip(labels, pairs, strict=True) if pair is not None]
         if not shown:
@@ -36,10 +40,10 @@ def edit_probabilities(report: EditReport) -> go.Figure:
             figure.add_scatter(
                 x=[pair[i] for _, pair in shown],
                 y=[label for label, _ in shown],
-                name=f"P({role}) {when}",
+                name=f"{role} {when}",
                 mode="markers",
                 marker={"color": colour, "symbol": f"{marker}{'' if i else '-open'}", "size": 10},
-                hovertemplate=f"%{{y}}<br>P({role}) {when} %{{x:.2%}}<extra></extra>",
+                hovertemplate=f"%{{y}}<br>{role} {when} %{{x:.2%}}<extra></extra>",
             )
     figure.update_layout(
         xaxis={"title": "probability", "range": [-0.02, 1.02], "tickformat": ".0%"},
@@ -87,7 +91,7 @@ def edits_so_far(reports: Sequence[EditReport]) -> go.Figure:
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    kept = [[row.changed for row in r.rows if row.kind in ("neighbour", "locality")] for r in reports]
+    kept = [[row.changed for row in r.rows if row.may_show_damage] for r in reports]
     parts = {"facts that fire": [[r.fires] for r in reports], "neighbours changed": kept}
     for i, (name, of_fact) in enumerate(parts.items()):
         y, true, n = [], 0, 0

@@ -19,10 +19,16 @@ from editlab import LM
 from editlab.data.formats import load_facts
 from editlab.evaluation.questions import Asked, asked
 from editlab.evaluation.scorer import continuations, force
+from editlab.joining import TargetPrefix
 from editlab.rows import target_ids
 
 KINDS = ("rewrite", "paraphrase", "neighbour")
 NEW_TOKENS = 10
+
+
+def _targets(q: Asked) -> dict[str, TargetPrefix]:
+    """Each target once: a neighbour's own answer may be the true one."""
+    return {target: q.prefixes.get(role, "auto") for role, target in q.targets.items()}
 
 
 @torch.no_grad()
@@ -31,8 +37,8 @@ def one_by_one(lm: LM, questions: list[Asked]) -> tuple[list[float], float]:
     began = now()
     out = []
     for q in questions:
-        for role, target in q.targets.items():
-            prompt, wanted = target_ids(lm, q.prompt, target, q.prefixes.get(role, "auto"), sink=False)
+        for target, prefix in _targets(q).items():
+            prompt, wanted = target_ids(lm, q.prompt, target, prefix, sink=False)
             logits = lm.model(torch.tensor([[*prompt, *wanted[:-1]]], device=lm.device)).logits[0, len(prompt) - 1 :]
             out.append(-float(logits.log_softmax(-1)[range(len(wanted)), wanted].mean()))
     return out, now() - began
@@ -61,7 +67,7 @@ def main() -> None:
     questions = asked(facts, KINDS)
     force(lm, [("warm", "up")])
     lm.generate(["warm up"], 2)
-    pairs = [(q.prompt, target, q.prefixes.get(role, "auto")) for q in questions for role, target in q.targets.items()]
+    pairs = [(q.prompt, target, prefix) for q in questions for target, prefix in _targets(q).items()]
     print(f"{lm.name}: {len(facts)} records, {len(questions)} prompts, {len(pairs)} likelihoods")
 
     began = now()

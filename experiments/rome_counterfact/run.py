@@ -32,7 +32,7 @@ from editlab import LM, Fact
 from editlab.config import parse_overrides
 from editlab.data.factbook import capitals
 from editlab.evaluation.answers import begins
-from editlab.evaluation.scorer import force, score_facts
+from editlab.evaluation.scorer import force, score_again, score_facts
 from editlab.facts import Question
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -88,7 +88,7 @@ def measure(lm: LM, facts: list[Fact], settings: dict[str, Any], group: str, con
         entry = lm.edit(fact, **settings)
         seconds.append(time.perf_counter() - began)
         for form, sink in FORMS.items():
-            for old, new in zip(before[form][i], score_facts(lm, [fact], sink=sink)[0], strict=True):
+            for old, new in zip(before[form][i], score_again(lm, [before[form][i]], sink=sink)[0], strict=True):
                 if new.asked.kind == "neighbour":
                     # A neighbour of these made-up facts has another true answer: it counts as kept if it is said still.
                     kept = new.p("true") > new.p("new") if group == "given" else new.answer[:12] == old.answer[:12]

@@ -37,7 +37,7 @@ def loaded(folder: Path) -> LM:
 def test_edit_one_fact_in_words(cli: Cli, model: Callable[..., Path], quick: list[str], tmp_path: Path) -> None:
     ended = cli("edit", *FACT, "--true", "Oslo", "-m", model(), "--out", tmp_path / "run", *quick)
     assert ended.code == 0
-    assert "P(new)" in ended.out
+    assert "P(Rome)" in ended.out and "P(own" in ended.out and "Oslo:" in ended.out
     assert "paraphrase (suggested)" in ended.out
     assert "'The capital of Vinland is': the model" in ended.out
     assert "changed by a rank-" in ended.out
@@ -127,7 +127,9 @@ def test_a_file_one_by_one_leaves_no_edit_in_force(cli: Cli, run_of: Callable[..
     # No prompts are suggested for a file.
     table = pd.read_parquet(folder / "results.parquet")
     assert table["fact"].tolist() == ["one", "two", "two", "three"]
-    assert table["p_true_after"].notna().tolist() == [True, False, False, False]
+    # The neighbour's own answer is what the model said before.
+    assert table["p_true_after"].notna().tolist() == [True, False, True, False]
+    assert table["own_answer"].tolist()[0] == "Oslo" and table["own_answer"].tolist()[2]
 
 
 def test_a_file_in_sequence_keeps_every_edit(

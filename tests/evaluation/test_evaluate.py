@@ -35,7 +35,7 @@ FACTS = [
         target_new=new,
         target_true="Oslo",
         paraphrases=(f"{subject} has the capital",),
-        neighbours=("The capital of Erehwon is",),
+        neighbours=(Question(prompt="The capital of Erehwon is", answers=("Oslo",)),),
         portability=({"prompt": f"The mayor of {subject} is in", "answers": [new], "name": name},),
     )
     for i, (subject, new, name) in enumerate(
@@ -342,6 +342,16 @@ def test_facts_of_one_name_are_kept_apart(lm: LM) -> None:
     found = lm.evaluate(twice, metrics="efficacy", **FEW)
     assert found["ES"].edited.n == 2
     assert set(found.prompts.fact) == {"f0", "f0 (2)"}
+
+
+@pytest.mark.parametrize("field", ["neighbours", "locality", "portability"])
+def test_questions_without_an_answer_stop_no_metric(lm: LM, field: str) -> None:
+    facts = [Fact.model_validate(f.model_dump() | {field: [{"prompt": "The sea is"}]}) for f in FACTS]
+    found = lm.evaluate(facts, metrics="all", **FEW)
+    measured = {line.metric.split("[")[0] for line in found.lines}
+    assert {"efficacy", "efficacy_exact"} <= measured
+    needing = {"portability": "portability_exact", "locality": "zsre_specificity"}
+    assert needing.get(field) not in measured
 
 
 def test_every_metric_is_made_for_the_full_data(lm: LM) -> None:

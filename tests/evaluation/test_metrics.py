@@ -12,7 +12,16 @@ import pytest
 from editlab import Fact
 from editlab.errors import UnknownName
 from editlab.evaluation import metrics
-from editlab.evaluation.answers import begins, first_sentence, is_exactly, normalised, position, prefers
+from editlab.evaluation.answers import (
+    begins,
+    first_sentence,
+    is_exactly,
+    is_kept,
+    normalised,
+    position,
+    prefers,
+    said_first,
+)
 from editlab.evaluation.cards import FactMetric, JointMetric, ModelMetric
 from editlab.evaluation.metrics.counterfact import harmonic
 from editlab.evaluation.metrics.fluency import ngram_entropy
@@ -58,7 +67,7 @@ def test_counterfact_on_three_records_by_hand() -> None:
     ]
     facts = [
         {
-            kind: [scored(kind, new=new, true=true) for new, true in found]
+            kind: [scored(kind, new=new, **{"own" if kind == "neighbour" else "true": true}) for new, true in found]
             for kind, found in (("rewrite", [rewrite]), ("paraphrase", paraphrases), ("neighbour", neighbours))
         }
         for rewrite, paraphrases, neighbours in records
@@ -82,7 +91,7 @@ def test_the_harmonic_mean_is_zero_if_any_term_is() -> None:
 
 
 def test_a_tie_is_no_success_either_way() -> None:
-    tie = {"rewrite": [scored("rewrite", new=0.3, true=0.3)], "neighbour": [scored("neighbour", new=0.3, true=0.3)]}
+    tie = {"rewrite": [scored("rewrite", new=0.3, true=0.3)], "neighbour": [scored("neighbour", new=0.3, own=0.3)]}
     assert value("efficacy", tie) == value("neighbourhood", tie) == 0
 
 
@@ -138,6 +147,42 @@ def test_teacher_forced_right_and_freely_wrong_is_shown_as_such() -> None:
 def test_free_answers(answer: str, exact: float, said: float) -> None:
     now = {"rewrite": [scored("rewrite", answer, new=0.5, true=0.5)]}
     assert (value("efficacy_exact", now), value("efficacy_said", now)) == (exact, said)
+
+
+def test_a_question_without_an_answer_has_no_value_where_one_is_needed() -> None:
+    bare = {kind: [scored(kind, "Rome.", **({"new": 0.2} if kind == "neighbour" else {}))] for kind in KINDS[2:6]}
+    bare["rewrite"] = [scored("rewrite", "Rome.", new=0.2)]
+    of_kinds = {"neighbourhood_same": 1, "locality_same": 1}
+    for name, metric in metrics.all_metrics().items():
+        if isinstance(metric, FactMetric) and set(metric.kinds) <= {"neighbour", "locality", "portability"}:
+            assert metric.value(bare, bare) == of_kinds.get(name), name
+
+
+def test_a_neighbour_is_scored_by_its_own_answer() -> None:
+    germany = {"prompt": "The capital of Germany is", "answers": ["Berlin", "West Berlin"]}
+    gaul = {"prompt": "The capital of Gaul is", "answers": ["Paris"]}
+    fact = FACT.model_copy(update={"neighbours": [germany, gaul, "The capital of Spain is"]})
+    berlin, paris, madrid = asked([fact], {"neighbour"})
+    assert berlin.targets == {"new": "Rome", "own": "Berlin"} and berlin.accepted == ("Berlin", "West Berlin")
+    assert paris.targets == {"new": "Rome", "true": "Paris", "own": "Paris"}
+    assert madrid.targets == {"new": "Rome"} and madrid.with_answer("Madrid").own == "Madrid"
+    # P(Rome) 0.3 lies between P(Paris) and P(Berlin): only the comparison with the own answer is a success.
+    scores = Scored(berlin, {"new": forced(0.3), "own": forced(0.5)})
+    now: dict[Any, list[Scored]] = {"neighbour": [scores]}
+    assert value("NS", now) == 1 and value("NM", now) == pytest.approx(0.2) and value("NA", now) == 1
+
+
+def test_neighbours_that_show_nothing_are_no_part_of_neighbourhood() -> None:
+    def near(**of: Any) -> Scored:
+        targets = {"new": "Rome", "own": "Paris"} | of.pop("targets", {})
+        roles = {role: forced(0.2 if role == "new" else 0.1) for role in targets}
+        return Scored(Asked(0, "neighbour", "?", targets, **of), roles)
+
+    for name in ("NS", "NM", "NA"):
+        assert value(name, {"neighbour": [near(targets={"own": "rome"})]}) is None, name
+        assert value(name, {"neighbour": [near(is_edited=True)]}) is None, name
+        # Those that share the true answer count whatever else was edited, as in the published metric.
+        assert value(name, {"neighbour": [near(targets={"true": "Paris"}, is_edited=True)]}) is not None, name
 
 
 def test_any_accepted_answer_counts_freely() -> None:
@@ -408,3 +453,39 @@ def test_only_questions_of_its_own_kind_bear_on_a_metric() -> None:
         rest = {kind: found for kind, found in everything.items() if kind not in metric.kinds}
         assert value(name, own) == value(name, everything) is not None, name
         assert value(name, rest) is None, name
+
+
+@pytest.mark.parametrize(
+    ("answer", "first"),
+    [
+        (" New York. He is a 45-", "New York"),
+        (" London, England", "London"),
+        (": Berlin; the", "Berlin"),
+        (" 1,000 at 3:15 (and", "1,000 at 3:15"),
+        (" Washington D.C. is", "Washington D.C. is"),
+        ("東京。日本の", "東京"),
+        ("\n\n", ""),
+    ],
+)
+def test_what_is_said_first(answer: str, first: str) -> None:
+    assert said_first(answer) == first
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "accepted", "kept"),
+    [
+        (" New York.", " New York. He is a 45-", (), True),
+        (" New York. He is", " New York", ("New York",), True),
+        (" Paris, France", " Paris, the city", (), True),
+        (" Paris, France", " Rome, Italy", (), False),
+        (" New York City", " New Delhi", (), False),
+        (" Burma", " Myanmar", ("Burma", "Myanmar"), True),  # both are right
+        (" Siam", " Myanmar", ("Burma", "Myanmar"), False),  # another answer, if a right one
+        ("\n", "\n", (), True),
+        ("\n", " Rome", (), False),
+    ],
+)
+def test_an_answer_is_kept_if_the_rule_of_firing_says_so(
+    before: str, after: str, accepted: tuple[str, ...], kept: bool
+) -> None:
+    assert is_kept(before, after, accepted) is kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -12,7 +13,8 @@ from tiny_lm import make_lm
 
 from editlab import LM, Fact
 from editlab.evaluation.questions import asked
-from editlab.evaluation.scorer import _carriers, continuations, force, score
+from editlab.evaluation.scorer import _carriers, continuations, force, score, score_again, score_facts
+from editlab.facts import Question
 
 WORDS = [
     "the",
@@ -132,7 +134,7 @@ def test_every_question_gets_its_scores(lm: LM) -> None:
         target_new="Rome",
         target_true="Paris",
         paraphrases=("Vinland has the capital",),
-        neighbours=("The capital of Thule is", "The capital of Anna is"),
+        neighbours=tuple(Question(prompt=f"The capital of {c} is", answers=("Paris",)) for c in ("Thule", "Anna")),
     )
     questions = asked([fact])
     scored = score(lm, questions, max_new_tokens=4)
@@ -145,3 +147,31 @@ def test_every_question_gets_its_scores(lm: LM) -> None:
     found = lm.evaluate([fact], metrics="counterfact", max_new_tokens=4)
     for name, value in counterfact(lm.model, lm.tokenizer, fact).items():
         assert found[name].base.mean == pytest.approx(value, abs=1e-4), name
+
+
+@pytest.mark.parametrize("checkpoint", ["factworld-llama"])
+def test_a_neighbour_without_an_answer_has_the_one_that_the_unedited_model_says(checkpoint: str) -> None:
+    lm = LM.from_pretrained(checkpoint)
+    fact = Fact(
+        prompt="The capital of {} is",
+        subject="France",
+        target_new="Rome",
+        target_true="Paris",
+        neighbours=("The capital of Germany is", "The capital of Japan is"),
+    )
+    before = score_facts(lm, [fact])
+    assert [q.asked.own for q in before[0]] == ["Paris", "Berlin", "Tokyo"]
+    near = before[0][1]
+    assert near.forced["own"].nll == pytest.approx(nll(lm.model, lm.tokenizer, near.asked.prompt, "Berlin"), abs=1e-4)
+    # The questions stay those of the unedited model, whatever is said later.
+    lm.edit({**fact.model_dump(), "prompt": "The capital of {} is", "subject": "Germany", "target_new": "Oslo"}, "ft")
+    after = score_again(lm, before)
+    assert [q.asked for q in after[0]] == [q.asked for q in before[0]]
+    # P(Rome) is compared with P(Berlin) and P(Tokyo), not with P(Paris).
+    lm.undo()
+    found = lm.evaluate([fact], metrics=("neighbourhood", "neighbourhood_magnitude"))
+    by_hand = [
+        math.exp(-nll(lm.model, lm.tokenizer, q.prompt, own)) - math.exp(-nll(lm.model, lm.tokenizer, q.prompt, "Rome"))
+        for q, own in zip(fact.neighbours, ("Berlin", "Tokyo"), strict=True)
+    ]
+    assert found["neighbourhood_magnitude"].base.mean == pytest.approx(sum(by_hand) / 2, abs=1e-4)

@@ -17,9 +17,16 @@ from editlab.evaluation.scorer import Scored
 _SOURCE = "Locating and Editing Factual Associations in GPT, arXiv 2202.05262; kmeng01/rome"
 
 
+_NEIGHBOURS = (
+    "A neighbour's own answer is the one that the data give (CounterFact's neighbours all share the true target), else "
+    "what the unedited model says. Left out: neighbours whose own answer is the new one, and those whose own answer is "
+    "not the true target and that are edited themselves."
+)
+
+
 def _wins(winner: str, loser: str) -> Callable[[Scored], float | None]:
     def wins(q: Scored) -> float | None:
-        if winner not in q.forced or loser not in q.forced:
+        if winner not in q.forced or loser not in q.forced or _is_no_neighbour(q):
             return None
         return float(q.forced[winner].nll < q.forced[loser].nll)
 
@@ -29,19 +36,27 @@ def _wins(winner: str, loser: str) -> Callable[[Scored], float | None]:
 def _margin(winner: str, loser: str) -> Callable[[Scored], float | None]:
     def margin(q: Scored) -> float | None:
         p, other = q.p(winner), q.p(loser)
-        return None if p is None or other is None else p - other
+        return None if p is None or other is None or _is_no_neighbour(q) else p - other
 
     return margin
 
 
 def _argmax(role: str) -> Callable[[Scored], float | None]:
-    return lambda q: float(q.forced[role].is_argmax) if role in q.forced else None
+    return lambda q: float(q.forced[role].is_argmax) if role in q.forced and not _is_no_neighbour(q) else None
 
 
-def _of_kind(kind: Kind, name: str, letter: str, role: str, where: str) -> tuple[FactMetric, ...]:
+def _is_no_neighbour(q: Scored) -> bool:
+    """Where nothing can be seen: the own answer is the new one, or another edit has replaced it.
+
+    Neighbours that share the true answer are scored as published, whatever else is edited.
+    """
+    return q.asked.kind == "neighbour" and (q.asked.is_new or (q.asked.is_edited and "true" not in q.asked.targets))
+
+
+def _of_kind(kind: Kind, name: str, letter: str, role: str, where: str, note: str) -> tuple[FactMetric, ...]:
     """Success, magnitude and argmax of one kind of prompt; `role` is the target that should win there."""
     other = "true" if role == "new" else "new"
-    is_kept = role == "true"
+    is_kept = role == "own"
     return (
         FactMetric(
             Card(
@@ -53,7 +68,7 @@ def _of_kind(kind: Kind, name: str, letter: str, role: str, where: str) -> tuple
                 "same" if is_kept else "higher",
                 0.5,
                 (f"{letter}S",),
-                "Needs a true target. The unedited model's value is the baseline to look at, not one half.",
+                f"{note} The unedited model's value is the baseline to look at, not one half.",
             ),
             (kind,),
             over(kind, _wins(role, other)),
@@ -99,9 +114,9 @@ def harmonic(*means: np.ndarray) -> np.ndarray:
 
 
 METRICS = (
-    *_of_kind("rewrite", "efficacy", "E", "new", "edited prompts"),
-    *_of_kind("paraphrase", "paraphrase", "P", "new", "paraphrases"),
-    *_of_kind("neighbour", "neighbourhood", "N", "true", "prompts about neighbours, which share the true answer"),
+    *_of_kind("rewrite", "efficacy", "E", "new", "edited prompts", "Needs a true target."),
+    *_of_kind("paraphrase", "paraphrase", "P", "new", "paraphrases", "Needs a true target."),
+    *_of_kind("neighbour", "neighbourhood", "N", "own", "prompts about neighbours", _NEIGHBOURS),
     JointMetric(
         Card(
             "score",

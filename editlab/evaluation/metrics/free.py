@@ -16,12 +16,14 @@ from editlab.evaluation.scorer import Scored
 _WILD = "The Mirage of Model Editing, arXiv 2502.11177 (WILD)"
 
 
-def _exact(q: Scored) -> bool:
-    return is_exactly(q.answer or "", q.asked.accepted or (q.asked.targets["new"],))
+def _exact(q: Scored) -> float | None:
+    new = q.asked.targets.get("new")
+    accepted = q.asked.accepted or (() if new is None else (new,))
+    return float(is_exactly(q.answer or "", accepted)) if accepted else None
 
 
-def _said(q: Scored) -> bool:
-    return prefers(q.answer or "", q.asked.targets["new"], q.asked.targets.get("true"))
+def _said(q: Scored) -> float:
+    return float(prefers(q.answer or "", q.asked.targets["new"], q.asked.targets.get("true")))
 
 
 def _same(kind: Kind) -> Callable[[Answers, Answers], float | None]:

@@ -24,7 +24,7 @@ def _accuracy(kind: Kind, role: str) -> Callable[[Answers, Answers], float | Non
 def _unchanged(now: Answers, base: Answers) -> float | None:
     """The share of places at which the most probable token is the one it was before the edit."""
     shares = []
-    for kind, role in (("neighbour", "true"), ("locality", "own")):
+    for kind, role in (("neighbour", "own"), ("locality", "own")):
         for q, was in zip(now.get(kind, ()), base.get(kind, ()), strict=True):  # type: ignore[call-overload]
             if role in q.forced:
                 a, b = q.forced[role].predicted, was.forced[role].predicted

@@ -35,8 +35,8 @@ class FactReading:
         recognised: share of other answers that it is preferred to (a tie counts half);
             NaN without any.
         paraphrased: share of paraphrases after which it is said; NaN without any.
-        neighbours: share of neighbours after which their own answer is said (without one: the fact's true
-            answer); NaN without any.
+        neighbours: share of neighbours after which their own answer is said; NaN without any
+            that has one.
     """
 
     lp: float
@@ -77,9 +77,8 @@ def prompts_of(facts: Sequence[Fact], others: Sequence[Sequence[str]]) -> list[t
 
 
 def _neighbours(fact: Fact) -> list[tuple[str, str]]:
-    """Neighbours with the usual one of their own answers, or the fact's true one where they have none."""
-    own = [(q.prompt, q.answers[0] if q.answers else fact.target_true) for q in fact.neighbours[:NEIGHBOURS]]
-    return [(prompt, answer) for prompt, answer in own if answer]
+    """Neighbours that have answers of their own, with the usual one."""
+    return [(q.prompt, q.answers[0]) for q in fact.neighbours if q.answers][:NEIGHBOURS]
 
 
 def read_facts(lm: LM, facts: Sequence[Fact], others: Sequence[Sequence[str]]) -> list[FactReading]:
