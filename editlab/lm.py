@@ -19,6 +19,7 @@ from editlab.facts import Fact
 from editlab.hooks.adapter import ModelAdapter
 from editlab.hooks.arguments import check_texts
 from editlab.hooks.heads import Head, HeadGains, heads_of
+from editlab.hooks.wrappers import unwrapped
 from editlab.progress import OnStep, silent
 from editlab.reader import Reader
 from editlab.state.files import filled_or_removed
@@ -42,19 +43,21 @@ class LM(Reader):
     """A causal language model with a tokenizer, hooks and a ledger of edits.
 
     Args:
-        model: any Hugging Face causal language model of a supported structure. It becomes the base: shared, and
-            never changed.
+        model: any Hugging Face causal language model of a supported structure, also in DataParallel or compiled. It
+            becomes the base: shared, and never changed.
         tokenizer: its fast tokenizer.
         name: what to call it in files and messages.
         adapter: the model's structure, when detection refuses it.
 
     Raises:
-        AdapterError: the structure was not recognised. ModelError: the tokenizer gives no character offsets.
+        AdapterError: the structure was not recognised. ModelError: the model carries adapters, is sharded or is none,
+            or the tokenizer gives no character offsets.
     """
 
     def __init__(
         self, model: nn.Module, tokenizer: Any, *, name: str = "", adapter: ModelAdapter | None = None
     ) -> None:
+        model = unwrapped(model)
         self._start(
             lambda: WeightView(model), lambda: tokenizer, name or getattr(model, "name_or_path", "") or "model", adapter
         )

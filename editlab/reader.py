@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from editlab.errors import ConfigError, ModelError, RequestError, UnknownName
+from editlab.errors import AdapterError, ConfigError, ModelError, RequestError, UnknownName
 from editlab.hooks.adapter import ModelAdapter
 from editlab.hooks.arguments import check_batch, check_choice, check_texts, places_of
 from editlab.hooks.batch import Batch, Span, pad_rows, tokenize
@@ -24,6 +24,7 @@ from editlab.hooks.detect import detect
 from editlab.hooks.placement import home, stored_weight
 from editlab.hooks.routing import Routes
 from editlab.hooks.session import Captured, Output, Session
+from editlab.hooks.wrappers import quantisation
 from editlab.progress import OnStep, StepInfo, silent
 from editlab.state.weights import WeightView
 
@@ -74,7 +75,16 @@ class Reader:
     def adapter(self) -> ModelAdapter:
         """The model's structure, found and proved at its first use."""
         with self._lock:
-            return detect(self.model)
+            try:
+                return detect(self.model)
+            except AdapterError:
+                stored = quantisation(self.model)
+                if stored is None:
+                    raise
+                raise AdapterError(
+                    f"The weights of {self.name} are quantised ({stored}) in a way whose layers cannot be read here.",
+                    "Load it in float32, bfloat16 or float16.",
+                ) from None
 
     @cached_property
     def tokenizer(self) -> Any:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from editlab import registry
 from editlab.config import build
 from editlab.edits.presets import with_preset
-from editlab.errors import EditlabError
+from editlab.errors import EditlabError, ModelError
+from editlab.hooks.wrappers import quantisation
 from editlab.progress import OnStep
 
 if TYPE_CHECKING:
@@ -24,11 +25,18 @@ def engine(lm: LM, method: str, settings: Mapping[str, Any]) -> Compute:
 
     Raises:
         UnknownName: there is no such method. ConfigError: a setting is invalid. EditlabError: the model is offloaded.
+        ModelError: it is quantised.
     """
     if any(p.is_meta for p in lm.model.parameters()):
         raise EditlabError(
             f"{lm.name} cannot be edited: some of its weights are kept off the device.",
             "Load it without a device map, in bfloat16 if need be.",
+        )
+    stored = quantisation(lm.model)
+    if stored is not None:
+        raise ModelError(
+            f"{lm.name} cannot be edited: its weights are quantised ({stored}).",
+            "Load it in float32, bfloat16 or float16.",
         )
     module = registry.get(method)
     config = build(module.Config, with_preset(lm.adapter, method, settings), f"method '{method}'")

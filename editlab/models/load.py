@@ -110,6 +110,8 @@ def load(
         ModelError: no such model, or it is incomplete, damaged, larger than what is free, or of a kind that editlab
             cannot use.
     """
+    from editlab.hooks.wrappers import unwrapped
+
     torch_dtype = _dtype(dtype)
     torch_device = _device(device)
     if isinstance(device_map, str) and device_map not in DEVICE_MAPS:
@@ -130,6 +132,7 @@ def load(
             model = _model(folder, torch_dtype, trust_remote_code).to(torch_device)
         else:
             model = _spread_model(folder, torch_dtype, trust_remote_code, device_map, max_memory)
+    unwrapped(model)  # transformers itself puts an adapter on
     model = model.eval().requires_grad_(False)
     on_step(StepInfo(told, 1, 1))
     return LoadedModel(model, name, folder, found_revision, trust_remote_code)
@@ -172,8 +175,15 @@ def check_folder(folder: Path, *, trust_remote_code: bool = False) -> None:
     Reads only headers and sizes, so it costs milliseconds for any size of model.
     """
     config = folder / "config.json"
+    is_adapted = (folder / "adapter_config.json").is_file()
+    if is_adapted and config.is_file():
+        raise ModelError(
+            f"{folder} has an adapter beside the model, and an edit of the weights under it is lost where only the "
+            "adapter is saved.",
+            "Merge it into the model, or move adapter_config.json away to load the model without it.",
+        )
     if not config.is_file():
-        if (folder / "adapter_config.json").is_file():
+        if is_adapted:
             raise ModelError(
                 f"{folder} is a LoRA adapter, not a model.",
                 "Merge it into its base model and name that folder.",

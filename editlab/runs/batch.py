@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from pydantic import Field, TypeAdapter, ValidationError
 
 from editlab.config import MethodConfig
+from editlab.edits.engine import engine
 from editlab.errors import ConfigError, EditFailed, PackError, RequestError, ResumeRefused, WriteFailed
 from editlab.evaluation.prefixes import settle
 from editlab.evaluation.scorer import score_again, score_facts
@@ -130,6 +131,7 @@ def run_batch(
         raise ConfigError("There is no fact to edit.", "Give at least one.")
     if lm.ledger.active:
         raise ConfigError("A batch starts from the unedited model.", "Undo the edits, or load the model afresh.")
+    engine(lm, plan.method, plan.settings)  # what it refuses is refused before any work
     facts = settle(lm, facts)
     with alone(folder):
         for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote

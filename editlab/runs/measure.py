@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from editlab.data.suggest import with_suggestions
+from editlab.edits.engine import engine
 from editlab.evaluation.prefixes import settle
 from editlab.evaluation.scorer import score_again, score_facts
 from editlab.progress import OnStep, silent
@@ -25,6 +26,7 @@ def edit_and_measure(
 
     A fact without paraphrases or neighbours is shown with suggested ones, marked as such; they become no part of it.
     """
+    engine(lm, method, config or {})  # what it refuses is refused before any work
     (fact,) = settle(lm, [fact])
     shown, no_paraphrases, no_neighbours = with_suggestions(fact)
     suggested = ["paraphrase"] * no_paraphrases + ["neighbour"] * no_neighbours
