@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from editlab.errors import AdapterError, ConfigError
+from editlab.errors import AdapterError, ConfigError, SiteUnavailable
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class LayerPaths:
         up, gate: the MLP's first projections; `gate` is None for a plain MLP.
         attn_norm: the norm that attention reads through, None where it reads the residual stream itself (OLMo-2).
         q_norm, k_norm: norms of queries and keys before they are rotated (Qwen-3, Gemma-3, OLMo-2).
+        no_heads: why what the output projection reads does not fall into heads; empty where it does.
+        pattern_fixed, scores_fixed: why the attention pattern (the scores) cannot be written; empty where it can.
     """
 
     block: str
@@ -72,6 +74,9 @@ class LayerPaths:
     attn_norm: str | None = None
     q_norm: str | None = None
     k_norm: str | None = None
+    no_heads: str = ""
+    pattern_fixed: str = ""
+    scores_fixed: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,10 @@ class ModelAdapter:
         tuple_out: blocks return a tuple whose first item is the residual stream.
         has_post_norm: a norm stands between the down projection and the residual stream.
         takes_position_ids: the model's forward accepts `position_ids`.
+        head_dim: width of a head's output, which for latent attention is neither that of queries nor of the cache.
+        has_sinks: a sink takes part of the attention, so that rows of the pattern sum to less than 1.
+        logit_scale, logit_bias_scale, logit_cap: logits are cap(scale W u + bias_scale b), with u what the unembedding
+            reads and cap(x) = c tanh(x / c) where there is a cap c; `no_logits` says why where that could not be shown.
         residual_error: relative error of the residual identity that detection measured.
     """
 
@@ -119,6 +128,11 @@ class ModelAdapter:
     is_tied: bool
     tuple_out: bool
     takes_position_ids: bool
+    has_sinks: bool = False
+    logit_scale: float = 1.0
+    logit_bias_scale: float = 1.0
+    logit_cap: float | None = None
+    no_logits: str = ""
     residual_error: float = field(default=0.0, compare=False)
 
     @property
@@ -146,6 +160,20 @@ class ModelAdapter:
                 f"There is no layer {layer} in {self.family}.", f"Choose one from 0 to {self.n_layers - 1}."
             )
         return layer
+
+    def need_heads(self, layer: int) -> None:
+        """Refuse what acts on single heads where there are none.
+
+        Raises:
+            SiteUnavailable: heads of this layer do not act each for itself; the message says why.
+        """
+        reason = self.layers[layer].no_heads
+        if reason:
+            having = [str(n) for n, paths in enumerate(self.layers) if not paths.no_heads]
+            raise SiteUnavailable(
+                f"Layer {layer} of {self.family} has no attention heads that can be told apart: {reason}.",
+                f"Use layers {', '.join(having)}." if having else "Use 'attn_out', which all heads make together.",
+            )
 
     def layer_of(self, parameter: str) -> int:
         """The block that a parameter belongs to: -1 before the blocks, n_layers after them."""

@@ -15,11 +15,12 @@ the interface: there the pattern is taken from the attention module's second out
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from contextvars import ContextVar
 from functools import cache, partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -28,44 +29,33 @@ from editlab.errors import SiteUnavailable
 from editlab.hooks.adapter import ModelAdapter
 
 Offer = Callable[[int, str, Tensor], Tensor]
+Eager = Callable[..., tuple[Tensor, Tensor]]
 
 _NAME = "editlab_tap"
-_OPEN: ContextVar[tuple[AttentionTap, ...]] = ContextVar("editlab_open_taps", default=())
+_OPEN: ContextVar[tuple[AttentionSwitch, ...]] = ContextVar("editlab_open_taps", default=())
 
 
-class AttentionTap(AbstractContextManager["AttentionTap"]):
-    """Runs `model` with an attention function that offers its inner tensors to `offer(layer, site, tensor)`."""
+class AttentionSwitch(AbstractContextManager[Any]):
+    """While open, `model` computes attention by `attend` of this object, eagerly.
 
-    def __init__(self, model: Any, adapter: ModelAdapter, offer: Offer) -> None:
-        self.model, self.adapter, self.offer = model, adapter, offer
+    Attributes:
+        layer_of: which layer an attention module belongs to.
+    """
+
+    def __init__(self, model: Any, attention: Sequence[str]) -> None:
+        self.model = model
         self._stack = ExitStack()
         self._before = ""  # the attention implementation to go back to
-        attn = [model.get_submodule(paths.attn) for paths in adapter.layers]
-        self.layer_of = {module: i for i, module in enumerate(attn)}
-        self._eager = getattr(sys.modules[type(attn[0]).__module__], "eager_attention_forward", None)
+        modules = [model.get_submodule(path) for path in attention]
+        self.layer_of = {module: i for i, module in enumerate(modules)}
+        self.eager: Eager | None = getattr(sys.modules[type(modules[0]).__module__], "eager_attention_forward", None)
 
     @property
     def is_read_only(self) -> bool:
         """True where the model does not let its attention function be replaced."""
-        return self._eager is None
+        return self.eager is None
 
-    def check(self, site: str, layer: int) -> None:
-        """Raise SiteUnavailable if `site` cannot be read in this architecture."""
-        if self.is_read_only and site != "pattern":
-            raise SiteUnavailable(
-                f"No site '{site}' in {self.adapter.family}: its attention function cannot be replaced.",
-                "Use 'pattern' (read only), 'q', 'k' or 'z'.",
-            )
-
-    def check_write(self, site: str, layer: int) -> None:
-        """Raise SiteUnavailable if `site` cannot be patched in this architecture."""
-        if self.is_read_only:
-            raise SiteUnavailable(
-                f"Site '{site}' of {self.adapter.family} can be read but not patched.",
-                "Patch 'z' or 'attn_out' instead.",
-            )
-
-    def __enter__(self) -> AttentionTap:
+    def __enter__(self) -> Self:
         config = self.model.config
         before = config._attn_implementation
         with ExitStack() as stack:
@@ -92,50 +82,116 @@ class AttentionTap(AbstractContextManager["AttentionTap"]):
         self._stack.close()
 
     def _close(self) -> None:
-        _OPEN.set(tuple(tap for tap in _OPEN.get() if tap is not self))
+        _OPEN.set(tuple(switch for switch in _OPEN.get() if switch is not self))
         self.model.set_attn_implementation(self._before)
 
     def _reading(self, layer: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            pattern = next(
-                (
-                    t
-                    for t in output[1:]
-                    if isinstance(t, Tensor) and t.dim() == 4 and t.shape[1] == self.adapter.n_heads
-                ),
-                None,
-            )
-            if pattern is not None:
-                self.offer(layer, "pattern", pattern)
+            weights = [t for t in output[1:] if isinstance(t, Tensor) and t.dim() == 4] if output else []
+            if weights:
+                self.read(layer, weights)
 
         return hook
+
+    def read(self, layer: int, weights: list[Tensor]) -> None:
+        """What may be the pattern, among the outputs of an attention module whose function cannot be replaced."""
+
+    @abstractmethod
+    def attend(
+        self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """What the attention function gives: (B, T, H, e) and (B, H, T, S)."""
+
+
+class AttentionTap(AttentionSwitch):
+    """Runs `model` with an attention function that offers its inner tensors to `offer(layer, site, tensor)`."""
+
+    def __init__(self, model: Any, adapter: ModelAdapter, offer: Offer) -> None:
+        super().__init__(model, [paths.attn for paths in adapter.layers])
+        self.adapter, self.offer = adapter, offer
+
+    def check(self, site: str, layer: int) -> None:
+        """Raise SiteUnavailable if `site` cannot be read in this architecture."""
+        if self.is_read_only and site != "pattern":
+            raise SiteUnavailable(
+                f"No site '{site}' in {self.adapter.family}: its attention function cannot be replaced.",
+                "Use 'pattern' (read only), 'q', 'k' or 'z'.",
+            )
+
+    def check_write(self, site: str, layer: int) -> None:
+        """Raise SiteUnavailable if `site` cannot be patched in this architecture."""
+        paths = self.adapter.layers[layer]
+        reason = "its attention function cannot be replaced" if self.is_read_only else paths.pattern_fixed
+        if not reason and site == "scores":
+            reason = paths.scores_fixed
+        if reason:
+            raise SiteUnavailable(
+                f"Site '{site}' of {self.adapter.family} can be read but not patched: {reason}.",
+                "Patch 'attn_out' instead." if paths.no_heads else "Patch 'z' or 'attn_out' instead.",
+            )
+
+    def read(self, layer: int, weights: list[Tensor]) -> None:
+        pattern = next((t for t in weights if t.shape[1] == self.adapter.n_heads), None)
+        if pattern is not None:
+            self.offer(layer, "pattern", pattern)
 
     def attend(
         self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """The model's own eager attention with the session's wishes served; (B, T, H, e) and (B, H, T, S)."""
+        """The model's own eager attention with the session's wishes served."""
         layer = self.layer_of[module]
-        assert self._eager is not None
-        if mask is not None and mask.dtype == torch.float64:
-            # Eager attention takes the softmax in float32, where the mask of a pad's row would be -inf everywhere.
-            mask = mask.clamp(min=torch.finfo(torch.float32).min)
         offer = partial(self.offer, layer)
+        mask = finite(mask)
         q = offer("q_rot", q)
         k = offer("k_rot", k)
-        out, pattern = self._eager(module, q, k, v, mask, **kwargs)
+        assert self.eager is not None
+        out, weights = self.eager(module, q, k, v, mask, **kwargs)
         groups = q.shape[1] // k.shape[1]
         # The eager functions drop the scores; log-probabilities are the same scores up to a constant per query,
         # so scores are rebuilt from q and k and handed on only when a hook changed them.
-        scores = _scores(q, k.repeat_interleave(groups, 1), mask, kwargs)
+        scores = scores_of(q, k.repeat_interleave(groups, 1), mask, kwargs)
+        values = v.repeat_interleave(q.shape[1] // v.shape[1], 1)
+        pattern = effective(out, weights, values) if self.adapter.has_sinks else weights
         offered = offer("scores", scores)
-        new = torch.softmax(offered, -1, dtype=torch.float32).to(q.dtype) if offered is not scores else pattern
+        new = self._pattern_of(offered, scores, pattern) if offered is not scores else pattern
         new = offer("pattern", new)
         if new is not pattern:
-            out = (new @ v.repeat_interleave(groups, 1)).transpose(1, 2).contiguous()
-        return out, new
+            out = (new @ values).transpose(1, 2).contiguous()
+        return out, weights if new is pattern else new
+
+    def _pattern_of(self, offered: Tensor, scores: Tensor, pattern: Tensor) -> Tensor:
+        """The pattern of changed scores; a sink keeps its own score."""
+        new = torch.softmax(offered, -1, dtype=torch.float32).to(pattern.dtype)
+        if not self.adapter.has_sinks:
+            return new
+        mass = (offered.float().logsumexp(-1) - sink_of(scores, pattern)).sigmoid()
+        return new * mass[..., None].to(new)
 
 
-def _scores(q: Tensor, k: Tensor, mask: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
+def finite(mask: Tensor | None) -> Tensor | None:
+    """Eager attention takes the softmax in float32, where a float64 mask of a pad's row would be -inf everywhere."""
+    is_double = mask is not None and mask.dtype == torch.float64
+    return mask.clamp(min=torch.finfo(torch.float32).min) if mask is not None and is_double else mask
+
+
+def effective(out: Tensor, weights: Tensor, values: Tensor) -> Tensor:
+    """The weights (B, H, T, S) with which a head's output (B, T, H, e) is the sum of the values (B, H, S, e).
+
+    Where a sink takes its share after the softmax, the output is the weighted sum times a number for each query.
+    """
+    plain = weights @ values
+    gain = (out.transpose(1, 2) * plain).sum(-1, keepdim=True) / plain.square().sum(-1, keepdim=True).clamp(min=1e-30)
+    return weights * gain
+
+
+def sink_of(scores: Tensor, pattern: Tensor) -> Tensor:
+    """(B, H, T) the score of a sink, from the share of the softmax that the pattern's rows lack; -inf without one."""
+    kept = pattern.float().sum(-1)
+    return scores.float().logsumexp(-1) + ((1 - kept).clamp(min=0) / kept.clamp(min=1e-30)).log()
+
+
+def scores_of(q: Tensor, k: Tensor, mask: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
+    """(B, H, T, S) what the softmax reads, from queries and repeated keys."""
     scaling = kwargs.get("scaling")
     scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
     softcap = kwargs.get("softcap")

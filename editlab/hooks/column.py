@@ -16,7 +16,7 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,8 +29,9 @@ from editlab.hooks.batch import Batch
 from editlab.hooks.cone import entering_at, restorer, rows_of, until
 from editlab.hooks.dispatch import passing, patches_in_force
 from editlab.hooks.kv_cache import as_argument
+from editlab.hooks.logit_form import token_logits
 from editlab.hooks.mode import put_in_eval_mode
-from editlab.hooks.placement import stored_bias, stored_weight
+from editlab.hooks.placement import stored_weight
 from editlab.hooks.points import Frame, Point
 from editlab.hooks.routing import decisions_of
 from editlab.hooks.session import Session
@@ -65,9 +66,10 @@ class Column:
         """(R, D) what the unembedding reads, in the graph of what is given.
 
         Args:
-            layer: the first block that runs. rows: (R,) which row of the batch each column is a copy of.
+            layer: the first block that runs; their number for none, from what leaves the last one.
+            rows: (R,) which row of the batch each column is a copy of.
             attention: per layer from `layer` on the (R, D) output of its output projection.
-            resid: (R, D) what enters `layer`; default what does in the batch.
+            resid: (R, D) what enters there; default what does in the batch.
 
         Raises:
             StaleState: other patches are in force than when the column was made.
@@ -75,18 +77,19 @@ class Column:
         put_in_eval_mode(self.model)
         if set(patches_in_force(self.model)) != set(self.patches):
             raise StaleState("This column was made while other patches were in force.", "Make the column again.")
-        entry = self.resid[rows, layer] if resid is None else resid
+        if resid is None:
+            resid = self.out[rows] if layer == self.adapter.n_layers else self.resid[rows, layer]
         kwargs: dict[str, Any] = {"use_cache": False}
         if self.past is not None:
             kwargs = {"use_cache": True} | as_argument(self.model, self._blank(rows))
         seen = 0 if self.past is None else self.past.get_seq_length()
-        ids = torch.zeros(len(rows), 1, dtype=torch.long, device=entry.device)
-        kwargs["attention_mask"] = torch.ones(len(rows), seen + 1, dtype=torch.long, device=entry.device)
+        ids = torch.zeros(len(rows), 1, dtype=torch.long, device=resid.device)
+        kwargs["attention_mask"] = torch.ones(len(rows), seen + 1, dtype=torch.long, device=resid.device)
         if self.adapter.takes_position_ids:
             kwargs["position_ids"] = ids + seen
         with (
             passing(self.model, self._frame(rows, layer)),
-            entering_at(self.model, self.adapter, layer, entry[:, None]),
+            entering_at(self.model, self.adapter, layer, resid[:, None]),
             _given(self.model, self.adapter, layer, attention),
             until(self.model.get_submodule(self.adapter.unembed)) as kept,
         ):
@@ -105,8 +108,7 @@ class Column:
             norm = self.model.get_submodule(paths.attn_out)
             plain = self.attention[rows, layer]
             shift = norm(plain + shift) - norm(plain)
-        with passing(self.model, self._frame(rows, self.adapter.n_layers)):
-            return self.model.get_submodule(self.adapter.final_norm)((self.out[rows] + shift)[:, None])[:, 0]
+        return self.run(self.adapter.n_layers, rows, lambda n: self.attention[rows, n], self.out[rows] + shift)
 
     def output_weight(self, layer: int) -> Tensor:
         """(D, H e) the output projection."""
@@ -128,19 +130,6 @@ class Column:
         return rows_of(self.past, rows, ())
 
 
-def token_logits(model: nn.Module, adapter: ModelAdapter, final: Tensor, tokens: Tensor) -> Tensor:
-    """(R, n) the model's logits of `tokens` (R, n), from what the unembedding reads (R, D)."""
-    weight = stored_weight(model, f"{adapter.unembed}.weight")
-    bias = stored_bias(model, adapter.unembed)
-    found = torch.einsum("rd,rnd->rn", final, weight[tokens])
-    if bias is not None:
-        found = found + bias[tokens]
-    config: Any = model.config
-    found = found * (getattr(config, "logit_scale", None) or 1.0)  # Cohere
-    cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
-    return found if cap is None else torch.tanh(found / cap) * cap
-
-
 def column(session: Session, batch: Batch) -> Column:
     """The last column of a left-padded batch, from one forward pass; the session's patches are in force.
 
@@ -157,7 +146,7 @@ def column(session: Session, batch: Batch) -> Column:
                 "Patch 'z', the residual stream or the MLP instead.",
             )
     last = session.adapter.n_layers - 1
-    wishes = [session.capture(site, at=-1) for site in ("z", "attn_raw", "final")]
+    wishes = [session.capture(site, at=-1) for site in ("z", "attn_raw")]
     wishes.append(session.capture("resid_post", last, at=-1))
     layers = range(session.adapter.n_layers)
     cones = session.cones(batch, layers, batch.width - 1)
@@ -173,11 +162,14 @@ def column(session: Session, batch: Batch) -> Column:
         stacked["attn_raw"],
         torch.stack([cones[n].resid[:, -1] for n in layers], 1),
         kept["resid_post", last],
-        kept["final"],
+        kept["resid_post", last],
         past if past is not None and decisions_of(past) else None,
         batch.mask,
         tuple(patches),
     )
+    rows = torch.arange(batch.n_rows, device=batch.ids.device)
+    with torch.no_grad():
+        found = replace(found, final=found.run(len(layers), rows, lambda n: found.attention[rows, n]))
     _check(session, batch, found)
     return found
 

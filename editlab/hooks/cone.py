@@ -203,7 +203,7 @@ def entering_at(model: nn.Module, adapter: ModelAdapter, layer: int, resid: Tens
     """While open, the model's forward in this thread starts at `layer` with `resid` as the residual stream.
 
     Blocks below become stubs by an instance-level `forward`, so that the model's own code around the blocks
-    still runs; `layer` itself gets `resid` as its input.
+    still runs; `layer` itself gets `resid` as its input. After the last layer `resid` is what the final norm reads.
     """
     blocks = [model.get_submodule(paths.block) for paths in adapter.layers]
 
@@ -213,7 +213,8 @@ def entering_at(model: nn.Module, adapter: ModelAdapter, layer: int, resid: Tens
         def stubbed(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
             if threading.get_ident() != thread:
                 return forward(hidden_states, *args, **kwargs)
-            return (hidden_states,) if adapter.tuple_out else hidden_states
+            given = resid if layer == len(blocks) else hidden_states
+            return (given,) if adapter.tuple_out else given
 
         return stubbed
 
@@ -228,9 +229,10 @@ def entering_at(model: nn.Module, adapter: ModelAdapter, layer: int, resid: Tens
         for block in blocks[:layer]:
             stack.callback(restorer(block))
             block.__dict__["forward"] = stub(block.forward)
-        # In front of a session's hooks on the same block, so that those see and may patch `resid`.
-        handle = blocks[layer].register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
-        stack.callback(handle.remove)
+        if layer < len(blocks):
+            # In front of a session's hooks on the same block, so that those see and may patch `resid`.
+            handle = blocks[layer].register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
+            stack.callback(handle.remove)
         yield
 
 

@@ -6,11 +6,14 @@
    before it make q, k and v. Outside attention, the last of width D is `down`, those before it `up` and `gate`.
 4. A module that reads exactly such a projection's output and is a child of the block is a post-norm: then its
    output is what reaches the residual stream.
-5. Which features belong to which head follows from the KV cache of the probe; see `head_layouts`.
-6. Proof: resid_pre + attn_out + mlp_out = resid_post, and starting at layer 1 from the recorded residual stream
+5. Which features belong to which head follows from what the attention function is called with, or from the KV cache;
+   see `head_layouts`. Whether a head's output is its own, and what its pattern makes, is proved too; see `witness`.
+6. How logits are made of what the unembedding reads is measured; see `logit_form`.
+7. Proof: resid_pre + attn_out + mlp_out = resid_post, and starting at layer 1 from the recorded residual stream
    gives the probe's logits. A model that fails is refused with the number; nothing is guessed.
 
-Only steps 3's names are heuristics, and step 6 checks them.
+Only step 3's names are heuristics, and step 7 checks them. Without steps 5 or 6 a model is still a model: then sites of
+heads, or logits of single tokens, are refused with the reason.
 """
 
 from __future__ import annotations
@@ -26,13 +29,16 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from editlab.errors import AdapterError
+from editlab.errors import AdapterError, EditlabError, short
 from editlab.hooks.adapter import HeadLayout, LayerPaths, ModelAdapter
 from editlab.hooks.cone import entering_at
 from editlab.hooks.head_layouts import query_key_value
 from editlab.hooks.kv_cache import cache_made
+from editlab.hooks.logit_form import measure_logits
 from editlab.hooks.placement import home, in_float64
+from editlab.hooks.witness import AttentionPaths, Seen, Verdict, Witness
 
+PROBE_TOKENS = 8  # a row, where attention is looked into
 _HINT = "Hand in a ModelAdapter written for it: LM(model, tokenizer, adapter=...)."
 
 
@@ -54,8 +60,15 @@ def detect(model: Any) -> ModelAdapter:
     Raises:
         AdapterError: a part was not found, or the proof failed; the message names the check and the number.
     """
-    with _evaluating(model):
-        return _detect(model)
+    try:
+        with _evaluating(model):
+            return _detect(model)
+    except EditlabError:
+        raise
+    except Exception as error:  # of a structure that no step foresaw: the model is refused, not the program ended
+        raise AdapterError(
+            f"{type(model).__name__} was not recognised ({type(error).__name__}: {short(str(error).strip())}).", _HINT
+        ) from error
 
 
 @contextmanager
@@ -81,14 +94,23 @@ def _detect(model: Any) -> ModelAdapter:
     for block in blocks:
         if block not in seen.outputs:
             raise AdapterError(f"{family}: block '{block}' did not run in a plain forward pass.", _HINT)
+    _check_finite(model, seen, blocks, family)
 
-    n_heads, n_kv, width = _heads(config, seen, family)
-    layers = tuple(_layer(model, seen, block, i, n_heads, n_kv, width, family) for i, block in enumerate(blocks))
+    _cached(seen, family)
+    parts = [_parts(model, seen, block, family) for block in blocks]
+    n_heads = int(config.num_attention_heads)
+    witness = Witness(model, [AttentionPaths(p.attn, p.o, tuple(p.firsts)) for p in parts])
+    most = getattr(config, "max_position_embeddings", None) or PROBE_TOKENS
+    witness.record(probe_ids(model, min(PROBE_TOKENS, most)).to(home(model)))
+    n_kv, width = _heads(config, seen, witness.seen[0], _in_features(model.get_submodule(parts[0].o)), n_heads, family)
+    verdicts = [witness.judge(i, n_heads) for i in range(n_layers)]
+    layers = tuple(_layer(model, seen, p, witness.seen[i], verdicts[i], n_heads, n_kv) for i, p in enumerate(parts))
     down = model.get_submodule(layers[0].down)
     embed, unembed = model.get_input_embeddings(), model.get_output_embeddings()
     if unembed is None:
         raise AdapterError(f"{family} has no output embedding.", "Load a causal language model.")
     d_model = seen.outputs[blocks[0]].shape[-1]
+    logits = measure_logits(model, names[id(unembed)], probe_ids(model).to(home(model)))
     adapter = ModelAdapter(
         family=family,
         embed=names[id(embed)],
@@ -104,6 +126,11 @@ def _detect(model: Any) -> ModelAdapter:
         is_tied=getattr(unembed, "weight", None) is getattr(embed, "weight", 0),
         tuple_out=blocks[0] in seen.tuples,
         takes_position_ids="position_ids" in inspect.signature(model.forward).parameters,
+        has_sinks=any(v.has_sink for v in verdicts),
+        logit_scale=logits.scale,
+        logit_bias_scale=logits.bias_scale,
+        logit_cap=logits.cap,
+        no_logits=logits.reason,
     )
     error = _prove(model, adapter, seen, family)
     object.__setattr__(adapter, "residual_error", error)
@@ -151,34 +178,79 @@ def _probe(model: nn.Module) -> _Seen:
             if name:
                 stack.callback(module.register_forward_pre_hook(before(name), with_kwargs=True, prepend=True).remove)
                 stack.callback(module.register_forward_hook(after(name), prepend=True).remove)
-        out = model(ids, use_cache=True)
+        try:
+            out = model(ids, use_cache=True)
+        except Exception as error:
+            raise AdapterError(
+                f"{type(model).__name__} fails in a plain forward pass of {ids.numel()} tokens "
+                f"({type(error).__name__}: {short(str(error).strip())}).",
+                "Only causal language models that run on token ids alone are supported.",
+            ) from error
     seen.logits, seen.cache = out.logits, cache_made(out)
     return seen
 
 
-def probe_ids(model: Any) -> Tensor:
-    """(2, 3) ids, all different."""
+def probe_ids(model: Any, tokens: int = 3) -> Tensor:
+    """(2, tokens) ids, all different."""
     vocab = int(model.config.get_text_config().vocab_size)
-    return (torch.arange(6).reshape(2, 3) * max(1, vocab // 7) + 1) % vocab
+    return (torch.arange(2 * tokens).reshape(2, -1) * max(1, vocab // (2 * tokens + 1)) + 1) % vocab
 
 
-def _heads(config: Any, seen: _Seen, family: str) -> tuple[int, int, int]:
-    """Query heads, key-value heads, head width."""
+def _check_finite(model: nn.Module, seen: _Seen, blocks: list[str], family: str) -> None:
+    """Refuse a model whose probe overflows, which no comparison of numbers could tell from a wrong part."""
+    assert seen.logits is not None
+    if all(bool(x.isfinite().all()) for x in (seen.logits, *(seen.outputs[block] for block in blocks))):
+        return
+    first = next((n for n in seen.order if not bool(seen.outputs[n].isfinite().all())), "")
+    dtype = str(seen.logits.dtype).removeprefix("torch.")
+    where = f"the output of '{first}'" if first else "the logits"
+    what = f"{family}: {where} is not finite in {dtype}" if first else f"{family}: {where} are not finite in {dtype}"
+    if seen.logits.dtype == torch.float16:
+        raise AdapterError(f"{what}, whose largest number is 65,504.", "Load the model in bfloat16 or float32.")
+    raise AdapterError(f"{what}.", "Check the weights: some are infinite, no numbers, or damaged.")
+
+
+def _heads(config: Any, seen: _Seen, attention: Seen, width: int, n_heads: int, family: str) -> tuple[int, int]:
+    """Key-value heads, and the width of a head's output; `width` is that of what the output projection reads."""
+    layers = _cached(seen, family)
+    # What the attention function is called with is the truth: latent attention caches something else.
+    values = attention.v if attention.calls and attention.v is not None else layers[0].values
+    n_kv = int(values.shape[1])
+    if n_kv == n_heads and getattr(config, "new_decoder_architecture", False):
+        n_kv = int(config.num_kv_heads)  # Falcon's new layout repeats keys before caching them
+    return n_kv, width // n_heads
+
+
+def _cached(seen: _Seen, family: str) -> Any:
     layers = getattr(seen.cache, "layers", None)
     if not layers or getattr(layers[0], "keys", None) is None:
         raise AdapterError(f"{family} keeps no key-value cache, so its heads cannot be told.", _HINT)
-    n_kv, width = layers[0].keys.shape[1], layers[0].keys.shape[-1]
-    n_heads = int(config.num_attention_heads)
-    if n_kv == n_heads and getattr(config, "new_decoder_architecture", False):
-        n_kv = int(config.num_kv_heads)  # Falcon's new layout repeats keys before caching them
-    return n_heads, n_kv, width
+    return layers
 
 
-def _layer(
-    model: nn.Module, seen: _Seen, block: str, index: int, n_heads: int, n_kv: int, width: int, family: str
-) -> LayerPaths:
+@dataclass(frozen=True)
+class _Parts:
+    """Paths in one block, by what runs and by the names of children."""
+
+    block: str
+    attn: str
+    o: str
+    firsts: list[str]
+    down: str
+    up: str
+    gate: str | None
+
+
+def _parts(model: nn.Module, seen: _Seen, block: str, family: str) -> _Parts:
     module = model.get_submodule(block)
-    d_model = seen.outputs[block].shape[-1]
+    stream = seen.outputs[block]
+    if stream.dim() != 3:
+        raise AdapterError(
+            f"{family}: block '{block}' gives a tensor of {stream.dim()} dimensions {tuple(stream.shape)}, not one "
+            "residual stream of rows, tokens and features.",
+            "Models with several parallel streams are not supported. " + _HINT,
+        )
+    d_model = stream.shape[-1]
     attn = [
         name
         for name, child in module.named_children()
@@ -207,25 +279,34 @@ def _layer(
     if len(ups) == 2:
         gate = next((n for n in ups if "gate" in n.rsplit(".", 1)[-1]), ups[0])
         ups.remove(gate)
-    outputs = {name: seen.outputs[name] for name in firsts}
-    q, k, v = query_key_value(outputs, seen.cache.layers[index], n_heads, n_kv, width)
+    return _Parts(block, f"{block}.{attn[0]}", o, firsts, down, ups[0], gate)
+
+
+def _layer(
+    model: nn.Module, seen: _Seen, p: _Parts, attention: Seen, verdict: Verdict, n_heads: int, n_kv: int
+) -> LayerPaths:
+    module = model.get_submodule(p.block)
+    q, k, v = query_key_value(attention, n_heads, n_kv)
     return LayerPaths(
-        block=block,
-        attn=f"{block}.{attn[0]}",
+        block=p.block,
+        attn=p.attn,
         q=q,
         k=k,
         v=v,
-        attn_first=firsts[0],
-        o=o,
-        attn_out=_post_norm(seen, module, block, o),
-        mlp_first=gate or ups[0],
-        up=ups[0],
-        gate=gate,
-        down=down,
-        mlp_out=_post_norm(seen, module, block, down),
-        attn_norm=_norm_before(seen, block, firsts[0]),
-        q_norm=_norm_after(seen, inside, q),
-        k_norm=_norm_after(seen, inside, k),
+        attn_first=p.firsts[0],
+        o=p.o,
+        attn_out=_post_norm(seen, module, p.block, p.o),
+        mlp_first=p.gate or p.up,
+        up=p.up,
+        gate=p.gate,
+        down=p.down,
+        mlp_out=_post_norm(seen, module, p.block, p.down),
+        attn_norm=_norm_before(seen, p.block, p.firsts[0]),
+        q_norm=_norm_after(seen, p.attn + ".", q),
+        k_norm=_norm_after(seen, p.attn + ".", k),
+        no_heads=verdict.heads,
+        pattern_fixed=verdict.pattern,
+        scores_fixed=verdict.scores,
     )
 
 

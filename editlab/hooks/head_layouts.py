@@ -1,6 +1,6 @@
-"""Which features of a projection belong to which head, seen from the values that a probe left in the key-value cache.
+"""Which features of a projection belong to which head, seen from the q, k and v that attention computes with.
 
-1. v: a projection holds a cached head if some of its features equal it at every token.
+1. v: a projection holds a head if some of its features equal it at every token.
 2. k: the same at position 0, where rotary embedding is the identity; norms on k hide that, and then the projection's
    name has to do.
 3. q is what remains, or, where the three are one projection, lies as v and k show: all of q, k, v in turn, or group by
@@ -9,45 +9,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import Tensor
 
 from editlab.hooks.adapter import HeadLayout
+from editlab.hooks.witness import Seen, matched
 
 
 def query_key_value(
-    outputs: Mapping[str, Tensor], cached: Any, n_heads: int, n_kv: int, width: int
+    seen: Seen, n_heads: int, n_kv: int
 ) -> tuple[HeadLayout | None, HeadLayout | None, HeadLayout | None]:
-    """The layouts of q, k and v; None for what cannot be told.
-
-    Args:
-        outputs: of the projections that attention begins with, in order, each (B, T, features).
-        cached: the layer's keys and values, each (B, key-value heads, T, width).
-    """
-    keys, values = cached.keys, cached.values
-    if keys.shape[1] != n_kv:
+    """The layouts of q, k and v; None for what cannot be told."""
+    keys, values = seen.k, seen.v
+    if keys is None or values is None or keys.shape[1] != n_kv or values.shape[1] != n_kv:
         return None, None, None
+    outputs = matched(seen.first, values)
     firsts = list(outputs)
     v = next((h for n in firsts if (h := _match(n, outputs[n], values))), None)
     if v is None:
         return None, None, None
+    key_width = keys.shape[-1]
+    query_width = seen.q.shape[-1] if seen.q is not None else key_width
     if len(firsts) == 3:
         rest = [n for n in firsts if n != v.path]
         # Norms on q and k hide the match; then the name has to do.
         k_path = next((n for n in rest if _match(n, outputs[n], keys, slice(0, 1))), None) or next(
-            (n for n in rest if n.rsplit(".", 1)[-1].startswith("k")), rest[1]
+            (n for n in rest if n.rsplit(".", 1)[-1].startswith("k")), rest[-1]
         )
         rest.remove(k_path)
-        return _plain(rest[0], n_heads, width), _plain(k_path, n_kv, width), v
-    return _fused(v, outputs[v.path], keys, n_heads, n_kv, width)
+        q, k = (
+            _plain(path, heads, width) if outputs[path].shape[-1] == heads * width else None
+            for path, heads, width in ((rest[0], n_heads, query_width), (k_path, n_kv, key_width))
+        )
+        return q, k, v
+    return _fused(v, outputs[v.path], keys, n_heads, n_kv, key_width)
 
 
 def _match(path: str, output: Tensor, cached: Tensor, positions: slice = slice(None)) -> HeadLayout | None:
     """Which features of `output` (B, T, F) hold the cached heads (B, K, T, e), by their values."""
-    if output.dim() != 3:
-        return None
     have = output[:, positions].flatten(0, 1)  # (n, F)
     want = cached[:, :, positions].permute(0, 2, 1, 3).flatten(0, 1)  # (n, K, e)
     features = []

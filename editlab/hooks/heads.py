@@ -63,11 +63,11 @@ def check_heads(adapter: ModelAdapter, heads: Iterable[Head]) -> list[Head]:
     """The heads, sorted.
 
     Raises:
-        ConfigError: there is no such layer or head.
+        ConfigError: there is no such layer or head. SiteUnavailable: the layer's heads do not act each for itself.
     """
     heads = sorted(set(heads))
     for layer, head in heads:
-        adapter.check_layer(layer)
+        adapter.need_heads(adapter.check_layer(layer))
         if not 0 <= head < adapter.n_heads:
             raise ConfigError(
                 f"There is no head {head_name((layer, head))} in {adapter.family}.",

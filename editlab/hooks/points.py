@@ -144,6 +144,8 @@ def locate(adapter: ModelAdapter, name: str, layer: int | None) -> tuple[Point, 
             )
         lens: Lens = Heads(layout.n_heads) if layout.is_plain else Features(layout)
         return Point(layout.path, "out"), lens
+    if name == "z":
+        adapter.need_heads(layer)
     table: dict[str, tuple[str, Literal["in", "out"], Lens]] = {
         "resid_pre": (paths.block, "in", Whole()),
         "resid_post": (paths.block, "out", Whole()),

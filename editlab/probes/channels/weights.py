@@ -17,6 +17,7 @@ small batch the folded matrices must give the model's own queries, keys and valu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -81,9 +82,10 @@ def layer_heads(lm: LM, layer: int, dtype: torch.dtype = torch.float32) -> Layer
     """The folded heads of `layer`, as the model's weights stand now; copies, in `dtype`.
 
     Raises:
-        ModelError: the projections or a norm could not be made out.
+        ModelError: the projections or a norm could not be made out. SiteUnavailable: the layer has no single heads.
     """
     paths = lm.adapter.layers[lm.adapter.check_layer(layer)]
+    lm.adapter.need_heads(layer)
     if paths.q is None or paths.k is None or paths.v is None:
         raise ModelError(
             f"The queries, keys and values of {lm.adapter.family} could not be told apart.",
@@ -134,14 +136,36 @@ def _through(model: nn.Module, norm: str | None, w: Tensor, b: Tensor, dtype: to
     if norm is None:
         return w, b
     heads, _, width = w.shape
-    size = next(p for p in model.get_submodule(norm).parameters()).numel()
-    fold = fold_of(model, norm, size, dtype)
-    gain = fold.gain.unflatten(0, (heads, width)) if size == heads * width else fold.gain.expand(heads, width)
+    module = model.get_submodule(norm)
+    size = next(p for p in module.parameters()).numel()
+    if len({id(p) for m in module.modules() if (p := getattr(m, "weight", None)) is not None}) == heads > 1:
+        folds = [fold_of(model, norm, width, dtype, _of_head(module, heads, head)) for head in range(heads)]
+        gain, centres = torch.stack([fold.gain for fold in folds]), folds[0].centres
+    else:
+        fold = fold_of(model, norm, size, dtype)
+        gain, centres = fold.gain.unflatten(0, (-1, width)).expand(heads, width), fold.centres
+    if centres:
+        over = (0, -1) if size == heads * width != width else (-1,)
+        w, b = w - w.mean(over, keepdim=True), b - b.mean(over, keepdim=True)
     return w * gain[:, None, :], b * gain
 
 
-def fold_of(model: nn.Module, path: str | None, d: int, dtype: torch.dtype) -> Fold:
+def _of_head(module: nn.Module, heads: int, head: int) -> Callable[[Tensor], Tensor]:
+    """One of the norms that a module of one norm for each head has, on (n, e); it takes (n, heads, tokens, e)."""
+
+    def answer(x: Tensor) -> Tensor:
+        return module(x[:, None, None].expand(-1, heads, 1, -1))[:, head, 0]
+
+    return answer
+
+
+def fold_of(
+    model: nn.Module, path: str | None, d: int, dtype: torch.dtype, answer: Callable[[Tensor], Tensor] | None = None
+) -> Fold:
     """The fold of the norm at `path`, from what it answers; of nothing for None.
+
+    Args:
+        answer: what takes (n, d) to the norm's output; default the module itself.
 
     Raises:
         ModelError: it is no RMSNorm or LayerNorm.
@@ -150,14 +174,22 @@ def fold_of(model: nn.Module, path: str | None, d: int, dtype: torch.dtype) -> F
     place = device_for(dtype, device)
     if path is None:
         return Fold(False, torch.ones(d, dtype=dtype, device=place), torch.zeros(d, dtype=dtype, device=place))
-    norm = model.get_submodule(path)
-    own = next(norm.parameters(), next(model.parameters())).dtype
+    module = model.get_submodule(path)
+    norm = answer or module
+    own = next(module.parameters(), next(model.parameters())).dtype
     generator = torch.Generator().manual_seed(0)
     # Large, so that the norm's epsilon is nothing beside it; with a mean, so that centring shows.
     x = 100 * (torch.randn(16, d, generator=generator) + 0.5)
     x = torch.cat([x, -x]).to(device, own)
-    with torch.no_grad():
-        y = in_float64(norm(x))
+    unknown = ModelError(
+        f"The norm '{path}' ({type(module).__name__}) is neither an RMSNorm nor a LayerNorm.",
+        "Scores of heads need a norm whose gain can be folded.",
+    )
+    try:
+        with torch.no_grad():
+            y = in_float64(norm(x))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:  # it does not take vectors of this width
+        raise unknown from error
     n = len(x) // 2
     bias = (y[:n] + y[n:]).mean(0) / 2
     scale = y.abs().amax().clamp(min=1e-30)
@@ -168,13 +200,10 @@ def fold_of(model: nn.Module, path: str | None, d: int, dtype: torch.dtype) -> F
         gain = ((y - bias) * unit).sum(0) / unit.square().sum(0)
         if float((unit * gain + bias - y).abs().amax() / scale) < 10 * TOLERANCE.get(own, 1e-4):
             return Fold(centres, gain.to(place, dtype), bias.to(place, dtype), _eps_of(norm, x, gain, bias, centres))
-    raise ModelError(
-        f"The norm '{path}' ({type(norm).__name__}) is neither an RMSNorm nor a LayerNorm.",
-        "Scores of heads need a norm whose gain can be folded.",
-    )
+    raise unknown
 
 
-def _eps_of(norm: nn.Module, x: Tensor, gain: Tensor, bias: Tensor, centres: bool) -> float:
+def _eps_of(norm: Callable[[Tensor], Tensor], x: Tensor, gain: Tensor, bias: Tensor, centres: bool) -> float:
     """Read off from vectors that are small beside it."""
     small = x * 1e-5
     with torch.no_grad():

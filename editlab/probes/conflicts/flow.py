@@ -22,8 +22,8 @@ from torch import Tensor
 
 from editlab.evaluation.statistics import estimate_joint
 from editlab.hooks.batch import Batch
-from editlab.hooks.column import token_logits
 from editlab.hooks.cone import Cone
+from editlab.hooks.logit_form import token_logits, what_unembedding_reads
 from editlab.hooks.session import Session
 from editlab.probes.conflicts.items import Items
 from editlab.probes.conflicts.rates import by_subject
@@ -234,7 +234,6 @@ def _columns(items: Items, batch: Batch, index: list[int], name: str) -> Tensor:
 def _lens(lm: LM, prompts: Prompts, tokens: Tensor) -> np.ndarray:
     n_layers = lm.adapter.n_layers
     sites = ("resid_post",) if lm.adapter.is_parallel else ("resid_mid", "resid_post")
-    norm = lm.model.get_submodule(lm.adapter.final_norm)
     out = np.full((prompts.n, n_layers, 2), np.nan)
     for index, batch in prompts.batches:
         with lm.session() as s, torch.no_grad():
@@ -244,7 +243,8 @@ def _lens(lm: LM, prompts: Prompts, tokens: Tensor) -> np.ndarray:
         with torch.no_grad():
             for site in sites:
                 for layer in range(n_layers):
-                    values = token_logits(lm.model, lm.adapter, norm(kept[site, layer]), tokens[index])
+                    read = what_unembedding_reads(lm.model, lm.adapter, kept[site, layer])
+                    values = token_logits(lm.model, lm.adapter, read, tokens[index])
                     difference = (values[:, 0] - values[:, 1]).cpu().double().numpy()
                     out[index, layer, int(site == "resid_post")] = difference
     return out

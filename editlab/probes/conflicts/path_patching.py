@@ -30,6 +30,7 @@ from torch import Tensor
 from editlab.errors import ConfigError, RequestError
 from editlab.hooks.batch import Batch, pad_rows
 from editlab.hooks.column import Column, column
+from editlab.hooks.cone import until
 from editlab.hooks.heads import Head
 from editlab.progress import OnStep, StepInfo, silent
 
@@ -180,11 +181,11 @@ class Clean:
                 return value
 
             chosen = cone.rows(part)
-            with self.lm.session() as s:
+            unembed = self.lm.model.get_submodule(self.lm.adapter.unembed)
+            with self.lm.session() as s, until(unembed) as kept:
                 s.patch("z", layer, replaced)
-                s.capture("final", at=-1)
-                final = s.run(chosen, read=None)["final"]
-            found.append(self._difference(final, part))
+                s.run(chosen)
+            found.append(self._difference(kept[0][:, -1], part))
         return torch.cat(found).unflatten(0, (len(self.items), -1))
 
     def _gradient(self) -> Tensor:
