@@ -137,23 +137,32 @@ def _through(model: nn.Module, norm: str | None, w: Tensor, b: Tensor, dtype: to
         return w, b
     heads, _, width = w.shape
     module = model.get_submodule(norm)
-    size = next(p for p in module.parameters()).numel()
-    if len({id(p) for m in module.modules() if (p := getattr(m, "weight", None)) is not None}) == heads > 1:
+    first = next(p for p in module.parameters())
+    size = first.numel()
+    # StableLM has a norm for each head, Cohere one whose gain has a row for each head.
+    of_each = first.dim() == 2 or len([m for m in module.modules() if hasattr(m, "weight")]) == heads > 1
+    if of_each:
         folds = [fold_of(model, norm, width, dtype, _of_head(module, heads, head)) for head in range(heads)]
         gain, centres = torch.stack([fold.gain for fold in folds]), folds[0].centres
     else:
         fold = fold_of(model, norm, size, dtype)
         gain, centres = fold.gain.unflatten(0, (-1, width)).expand(heads, width), fold.centres
     if centres:
-        over = (0, -1) if size == heads * width != width else (-1,)
+        over = (-1,) if of_each or size == width else (0, -1)
         w, b = w - w.mean(over, keepdim=True), b - b.mean(over, keepdim=True)
     return w * gain[:, None, :], b * gain
 
 
 def _of_head(module: nn.Module, heads: int, head: int) -> Callable[[Tensor], Tensor]:
-    """One of the norms that a module of one norm for each head has, on (n, e); it takes (n, heads, tokens, e)."""
+    """What a module that has a norm for each head does to one head (n, e).
+
+    It takes heads next to last where its gain has rows for them, else (n, heads, tokens, e).
+    """
+    is_last = next(module.parameters()).dim() == 2
 
     def answer(x: Tensor) -> Tensor:
+        if is_last:
+            return module(x[:, None, None].expand(-1, 1, heads, -1))[:, 0, head]
         return module(x[:, None, None].expand(-1, heads, 1, -1))[:, head, 0]
 
     return answer
