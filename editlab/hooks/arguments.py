@@ -125,6 +125,19 @@ def layers_of(adapter: ModelAdapter, layers: Any) -> list[int]:
     return [adapter.check_layer(layer) for layer in layers]
 
 
+def site_layers(adapter: ModelAdapter, site: str, layers: Any) -> list[int | None]:
+    """The layers of a site: those named, or all; [None] for a site that exists once.
+
+    Raises:
+        ConfigError: there is no such layer, or the site has none.
+    """
+    if lookup(site).layered:
+        return [*layers_of(adapter, range(adapter.n_layers) if layers is None else layers)]
+    if layers is not None:
+        raise ConfigError(f"Site '{site}' exists once, not per layer.", "Leave the layer out.")
+    return [None]
+
+
 def places_of(sites: Any) -> list[tuple[str, int | None]]:
     """Sites to capture as (name, layer or None for every layer); one name or one pair stands for a list of it.
 

@@ -21,8 +21,8 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,25 +33,13 @@ from editlab.errors import AdapterError, EditlabError, short
 from editlab.hooks.adapter import HeadLayout, LayerPaths, ModelAdapter
 from editlab.hooks.cone import entering_at
 from editlab.hooks.head_layouts import query_key_value
-from editlab.hooks.kv_cache import cache_made
 from editlab.hooks.logit_form import measure_logits
 from editlab.hooks.placement import home, in_float64
+from editlab.hooks.probe import Probed, check_finite, probe_ids, run_probe
 from editlab.hooks.witness import AttentionPaths, Seen, Verdict, Witness
 
 PROBE_TOKENS = 8  # a row, where attention is looked into
 _HINT = "Hand in a ModelAdapter written for it: LM(model, tokenizer, adapter=...)."
-
-
-@dataclass
-class _Seen:
-    """What the probe saw of every module, in order of execution (each tensor cloned)."""
-
-    order: list[str] = field(default_factory=list)
-    inputs: dict[str, list[Tensor]] = field(default_factory=dict)
-    outputs: dict[str, Tensor] = field(default_factory=dict)
-    tuples: set[str] = field(default_factory=set)
-    logits: Tensor | None = None
-    cache: Any = None
 
 
 def detect(model: Any) -> ModelAdapter:
@@ -90,11 +78,11 @@ def _detect(model: Any) -> ModelAdapter:
     stack = _block_stack(model, family, n_layers)
     names = {id(m): name for name, m in model.named_modules()}
     blocks = [names[id(block)] for block in stack]
-    seen = _probe(model)
+    seen = run_probe(model)
     for block in blocks:
         if block not in seen.outputs:
             raise AdapterError(f"{family}: block '{block}' did not run in a plain forward pass.", _HINT)
-    _check_finite(model, seen, blocks, family)
+    check_finite(model, seen, blocks, family)
 
     _cached(seen, family)
     parts = [_parts(model, seen, block, family) for block in blocks]
@@ -151,66 +139,7 @@ def _block_stack(model: nn.Module, family: str, n_layers: int) -> nn.ModuleList:
     return max(stacks, key=lambda m: sum(p.numel() for p in m.parameters()))
 
 
-def _probe(model: nn.Module) -> _Seen:
-    seen = _Seen()
-
-    def before(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.is_floating_point()]
-            seen.inputs.setdefault(name, [t.clone() for t in tensors])
-
-        return hook
-
-    def after(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if isinstance(output, tuple):
-                seen.tuples.add(name)
-                output = output[0]
-            if isinstance(output, Tensor) and name not in seen.outputs:
-                seen.order.append(name)
-                seen.outputs[name] = output.clone()
-
-        return hook
-
-    ids = probe_ids(model).to(home(model))
-    with ExitStack() as stack, torch.no_grad():
-        for name, module in model.named_modules():
-            if name:
-                stack.callback(module.register_forward_pre_hook(before(name), with_kwargs=True, prepend=True).remove)
-                stack.callback(module.register_forward_hook(after(name), prepend=True).remove)
-        try:
-            out = model(ids, use_cache=True)
-        except Exception as error:
-            raise AdapterError(
-                f"{type(model).__name__} fails in a plain forward pass of {ids.numel()} tokens "
-                f"({type(error).__name__}: {short(str(error).strip())}).",
-                "Only causal language models that run on token ids alone are supported.",
-            ) from error
-    seen.logits, seen.cache = out.logits, cache_made(out)
-    return seen
-
-
-def probe_ids(model: Any, tokens: int = 3) -> Tensor:
-    """(2, tokens) ids, all different."""
-    vocab = int(model.config.get_text_config().vocab_size)
-    return (torch.arange(2 * tokens).reshape(2, -1) * max(1, vocab // (2 * tokens + 1)) + 1) % vocab
-
-
-def _check_finite(model: nn.Module, seen: _Seen, blocks: list[str], family: str) -> None:
-    """Refuse a model whose probe overflows, which no comparison of numbers could tell from a wrong part."""
-    assert seen.logits is not None
-    if all(bool(x.isfinite().all()) for x in (seen.logits, *(seen.outputs[block] for block in blocks))):
-        return
-    first = next((n for n in seen.order if not bool(seen.outputs[n].isfinite().all())), "")
-    dtype = str(seen.logits.dtype).removeprefix("torch.")
-    where = f"the output of '{first}'" if first else "the logits"
-    what = f"{family}: {where} is not finite in {dtype}" if first else f"{family}: {where} are not finite in {dtype}"
-    if seen.logits.dtype == torch.float16:
-        raise AdapterError(f"{what}, whose largest number is 65,504.", "Load the model in bfloat16 or float32.")
-    raise AdapterError(f"{what}.", "Check the weights: some are infinite, no numbers, or damaged.")
-
-
-def _heads(config: Any, seen: _Seen, attention: Seen, width: int, n_heads: int, family: str) -> tuple[int, int]:
+def _heads(config: Any, seen: Probed, attention: Seen, width: int, n_heads: int, family: str) -> tuple[int, int]:
     """Key-value heads, and the width of a head's output; `width` is that of what the output projection reads."""
     layers = _cached(seen, family)
     # What the attention function is called with is the truth: latent attention caches something else.
@@ -221,7 +150,7 @@ def _heads(config: Any, seen: _Seen, attention: Seen, width: int, n_heads: int, 
     return n_kv, width // n_heads
 
 
-def _cached(seen: _Seen, family: str) -> Any:
+def _cached(seen: Probed, family: str) -> Any:
     layers = getattr(seen.cache, "layers", None)
     if not layers or getattr(layers[0], "keys", None) is None:
         raise AdapterError(f"{family} keeps no key-value cache, so its heads cannot be told.", _HINT)
@@ -241,7 +170,7 @@ class _Parts:
     gate: str | None
 
 
-def _parts(model: nn.Module, seen: _Seen, block: str, family: str) -> _Parts:
+def _parts(model: nn.Module, seen: Probed, block: str, family: str) -> _Parts:
     module = model.get_submodule(block)
     stream = seen.outputs[block]
     if stream.dim() != 3:
@@ -283,7 +212,7 @@ def _parts(model: nn.Module, seen: _Seen, block: str, family: str) -> _Parts:
 
 
 def _layer(
-    model: nn.Module, seen: _Seen, p: _Parts, attention: Seen, verdict: Verdict, n_heads: int, n_kv: int
+    model: nn.Module, seen: Probed, p: _Parts, attention: Seen, verdict: Verdict, n_heads: int, n_kv: int
 ) -> LayerPaths:
     module = model.get_submodule(p.block)
     q, k, v = query_key_value(attention, n_heads, n_kv)
@@ -310,7 +239,7 @@ def _layer(
     )
 
 
-def _post_norm(seen: _Seen, block: nn.Module, path: str, projection: str) -> str:
+def _post_norm(seen: Probed, block: nn.Module, path: str, projection: str) -> str:
     """The child of the block that reads exactly the projection's output, or the projection itself."""
     given = seen.outputs[projection]
     for name, child in block.named_children():
@@ -321,7 +250,7 @@ def _post_norm(seen: _Seen, block: nn.Module, path: str, projection: str) -> str
     return projection
 
 
-def _norm_before(seen: _Seen, block: str, projection: str) -> str | None:
+def _norm_before(seen: Probed, block: str, projection: str) -> str | None:
     """The first module of the block that made what the projection reads out of something else."""
     for name in seen.order:
         read = seen.inputs.get(name, [])
@@ -330,7 +259,7 @@ def _norm_before(seen: _Seen, block: str, projection: str) -> str | None:
     return None
 
 
-def _norm_after(seen: _Seen, inside: str, layout: HeadLayout | None) -> str | None:
+def _norm_after(seen: Probed, inside: str, layout: HeadLayout | None) -> str | None:
     """The module of attention that reads exactly a projection's output, head by head or whole."""
     # Sorted, because a norm may stand before or after heads and positions change places.
     given = None if layout is None else seen.outputs[layout.path].flatten().sort().values
@@ -341,7 +270,7 @@ def _norm_after(seen: _Seen, inside: str, layout: HeadLayout | None) -> str | No
     return None
 
 
-def _final_norm(seen: _Seen, last_block: str, family: str) -> str:
+def _final_norm(seen: Probed, last_block: str, family: str) -> str:
     stream = seen.outputs[last_block]
     for name in seen.order:
         if not name.startswith(last_block) and any(_equal(x, stream) for x in seen.inputs[name]):
@@ -349,7 +278,7 @@ def _final_norm(seen: _Seen, last_block: str, family: str) -> str:
     raise AdapterError(f"{family}: no norm reads the last block's output.", _HINT)
 
 
-def _is_parallel(seen: _Seen, layer: LayerPaths) -> bool:
+def _is_parallel(seen: Probed, layer: LayerPaths) -> bool:
     middle = seen.inputs[layer.block][0] + seen.outputs[layer.attn_out]
     return not any(
         _close(x, middle)
@@ -359,7 +288,7 @@ def _is_parallel(seen: _Seen, layer: LayerPaths) -> bool:
     )
 
 
-def _prove(model: nn.Module, adapter: ModelAdapter, seen: _Seen, family: str) -> float:
+def _prove(model: nn.Module, adapter: ModelAdapter, seen: Probed, family: str) -> float:
     assert seen.logits is not None
     tolerance = 1e-4 if seen.logits.dtype in (torch.float32, torch.float64) else 3e-2
     worst = 0.0

@@ -32,6 +32,7 @@ from editlab.hooks.arguments import (
     check_read,
     head_index,
     layers_of,
+    site_layers,
 )
 from editlab.hooks.batch import Batch, check_length
 from editlab.hooks.cone import Cone, cropped, entering_at, keeper, lies_below, reaches_frozen, reading_at, until
@@ -39,12 +40,12 @@ from editlab.hooks.decoding import decoding
 from editlab.hooks.dispatch import Dispatcher, Share, dispatcher_of
 from editlab.hooks.kv_cache import as_argument
 from editlab.hooks.placement import home, is_spread
-from editlab.hooks.points import At, Frame, Lens, Point, locate, same_places, select
+from editlab.hooks.points import At, Frame, Lens, Point, locate, select
 from editlab.hooks.routing import prompt_ends
 from editlab.hooks.sampling import drawing_from
 from editlab.hooks.sites import site as lookup
 from editlab.hooks.stance import eager_stance
-from editlab.hooks.wishes import Captured, Output, Phase, Value, Wish, check_value
+from editlab.hooks.wishes import Captured, Output, Phase, Value, Wish, check_new, check_value
 
 
 class Session(AbstractContextManager["Session"]):
@@ -138,7 +139,7 @@ class Session(AbstractContextManager["Session"]):
                 device=check_device(device),
                 during="all",
             )
-            for layer in self._layers(site, layers)
+            for layer in site_layers(self.adapter, site, layers)
         )
 
     def patch(
@@ -196,10 +197,8 @@ class Session(AbstractContextManager["Session"]):
         """
         for w in wish if isinstance(wish, list | tuple) else [wish]:
             if w not in self._share.wishes:
-                raise ConfigError(
-                    "What is to be removed is not in force in this session.",
-                    "Give what its own `capture`, `patch` or `ablate` returned, once.",
-                )
+                fix = "Give what its own `capture`, `patch` or `ablate` returned, once."
+                raise ConfigError("What is to be removed is not in force in this session.", fix)
             self._share.wishes.remove(w)
 
     # -- running ------------------------------------------------------------------------------------
@@ -256,8 +255,10 @@ class Session(AbstractContextManager["Session"]):
                 logits = self._execute(batch, frame, past)
         missed = [w for w in self._share.wishes if not w.fired and w not in frame.frozen]
         if missed:
-            names = ", ".join(str(w) for w in missed)
-            raise SiteNotReached(f"The forward pass never reached: {names}.", self._explain_miss(inputs))
+            why = "The model's forward took a path without that module."
+            if isinstance(inputs, Cone):
+                why = f"The cone starts at layer {inputs.layer}; what lies below it does not run."
+            raise SiteNotReached(f"The forward pass never reached: {', '.join(map(str, missed))}.", why)
         # A copy, since forward passes of other sessions that come later are captured too.
         return Output(logits, Captured(self._share.captured.tensors))
 
@@ -369,13 +370,6 @@ class Session(AbstractContextManager["Session"]):
 
     # -- inside -------------------------------------------------------------------------------------
 
-    def _layers(self, site: str, layers: int | Iterable[int] | None) -> list[int | None]:
-        if not lookup(site).layered and layers is not None:
-            locate(self.adapter, site, -1)  # which refuses the layer
-        if not lookup(site).layered:
-            return [None]
-        return [*layers_of(self.adapter, range(self.adapter.n_layers) if layers is None else layers)]
-
     def _where(self, site: str, layer: int | None) -> tuple[Point | None, Lens | None]:
         if not lookup(site).tap:
             return locate(self.adapter, site, layer)
@@ -396,7 +390,7 @@ class Session(AbstractContextManager["Session"]):
             if wish.point is None and wish.at is not None:
                 raise ConfigError(f"Site '{wish.site}' takes no `at`.", "Index the tensor's query and key positions.")
             if wish.kind == "capture":
-                self._check_new(wish)
+                check_new(wish, self._share.wishes)
         if any(wish.point is None for wish in wishes):
             dispatcher.open_tap(self._share)
         for wish in wishes:
@@ -407,18 +401,3 @@ class Session(AbstractContextManager["Session"]):
                 dispatcher.hook(self._share, wish.point)
         self._share.wishes += wishes
         return wishes
-
-    def _check_new(self, wish: Wish) -> None:
-        """Results are by site and layer, so that of two captures there one would be lost."""
-        for other in self._share.wishes:
-            is_there = other.kind == "capture" and (other.site, other.layer) == (wish.site, wish.layer)
-            if is_there and not (same_places(other.at, wish.at) and other.settings == wish.settings):
-                raise ConfigError(
-                    f"This session captures {wish.place} already, at other positions or in another way.",
-                    "Remove that capture first, or capture all positions and index the result.",
-                )
-
-    def _explain_miss(self, inputs: Batch | Cone) -> str:
-        if isinstance(inputs, Cone):
-            return f"The cone starts at layer {inputs.layer}; what lies below it does not run."
-        return "The model's forward took a path without that module."

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from editlab.errors import ConfigError
-from editlab.hooks.points import At, Frame, Lens, Point, lies_before, select
+from editlab.hooks.points import At, Frame, Lens, Point, lies_before, same_places, select
 from editlab.hooks.sites import site as lookup
 
 Key = tuple[str, int | None]
@@ -211,6 +211,21 @@ def check_value(site: str, value: Any) -> None:
             f"A patch for '{site}' cannot be {value!r:.60}.",
             "Give a tensor, a number, or a function from the part to its replacement.",
         )
+
+
+def check_new(wish: Wish, others: Sequence[Wish]) -> None:
+    """Refuse a capture whose result would take the place of another's: results are by site and layer.
+
+    Raises:
+        ConfigError: one of `others` captures there already, at other positions or in another way.
+    """
+    for other in others:
+        is_there = other.kind == "capture" and (other.site, other.layer) == (wish.site, wish.layer)
+        if is_there and not (same_places(other.at, wish.at) and other.settings == wish.settings):
+            raise ConfigError(
+                f"This session captures {wish.place} already, at other positions or in another way.",
+                "Remove that capture first, or capture all positions and index the result.",
+            )
 
 
 def _is_value(value: Any) -> bool:

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from editlab.errors import ModelError, SiteUnavailable
 from editlab.hooks.adapter import HeadLayout, weight_ref
 from editlab.hooks.batch import Batch
-from editlab.hooks.detect import probe_ids
 from editlab.hooks.placement import device_for, home, in_dtype, in_float64, stored_bias, stored_weight
+from editlab.hooks.probe import probe_ids
 
 if TYPE_CHECKING:
     from editlab.lm import LM
