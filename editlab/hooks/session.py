@@ -389,8 +389,7 @@ class Session(AbstractContextManager["Session"]):
         for wish in wishes:
             if wish.point is None and wish.at is not None:
                 raise ConfigError(f"Site '{wish.site}' takes no `at`.", "Index the tensor's query and key positions.")
-            if wish.kind == "capture":
-                check_new(wish, self._share.wishes)
+            check_new(wish, self._share.wishes)
         if any(wish.point is None for wish in wishes):
             dispatcher.open_tap(self._share)
         for wish in wishes:

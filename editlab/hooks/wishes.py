@@ -220,7 +220,7 @@ def check_new(wish: Wish, others: Sequence[Wish]) -> None:
         ConfigError: one of `others` captures there already, at other positions or in another way.
     """
     for other in others:
-        is_there = other.kind == "capture" and (other.site, other.layer) == (wish.site, wish.layer)
+        is_there = wish.kind == other.kind == "capture" and (other.site, other.layer) == (wish.site, wish.layer)
         if is_there and not (same_places(other.at, wish.at) and other.settings == wish.settings):
             raise ConfigError(
                 f"This session captures {wish.place} already, at other positions or in another way.",
