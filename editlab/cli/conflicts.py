@@ -100,7 +100,7 @@ def heads(
     items = work.items(conflict, relation)
     found = map_heads(work.lm, items if all_subjects else items.split("discovery"), settings, on_step=out.on_step)
     rows = found.to_pandas()
-    out.show(shown(rows.head(16), ("head", "kv_group", "score", "error", "named", "role", *score_columns(rows))))
+    out.show(shown(rows.head(16), ("head", "kv_group", "score", "error", "q", "named", "role", *score_columns(rows))))
     if found.missed is not None:
         out.say(f"Patched after a gradient pass; the largest |S| of spot checks besides: {found.missed:.3f}.")
     if not found.reliability > 0.8:
@@ -163,7 +163,7 @@ def prune(
             relation,
             out.on_step,
         )
-        out.show(shown(moved.to_pandas(), ("where", "unpruned", "pruned", "rise", "low", "high", "n")))
+        out.show(shown(moved.to_pandas(), ("where", "unpruned", "pruned", "rise", "low", "high", "q", "n")))
         extra["transfer"] = records(moved.to_pandas())
     headline = found.headline
     if keep:
@@ -220,7 +220,7 @@ def compare(
     out.show(
         shown(
             found.to_pandas(),
-            ("lever", *RATES[1:5], "rise", "rise_low", "rise_high", "agreeing", "passes", "setting"),
+            ("lever", *RATES[1:5], "rise", "rise_low", "rise_high", "q", "agreeing", "passes", "setting"),
         )
     )
     work.end(found.headline, found.to_pandas(), {"levers": found}, {"items": items.headline})

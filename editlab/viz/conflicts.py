@@ -10,6 +10,7 @@ from editlab.viz.style import COLOURS, DASHES, MARKERS
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+    from editlab.evaluation.statistics import Estimate
     from editlab.probes.conflicts.flow import Flow
     from editlab.probes.conflicts.heads import HeadMap
     from editlab.probes.conflicts.prune_results import Pruning
@@ -109,10 +110,15 @@ def head_roles(heads: HeadMap) -> go.Figure:
 
 
 def pruning_curve(found: Pruning) -> go.Figure:
-    """Shares on validation subjects against the number of pruned heads, with what it costs and the random band."""
-    import plotly.graph_objects as go
+    """Left, on validation subjects, shares by the number of pruned heads: K is chosen here, so it looks too good there.
 
-    figure = go.Figure()
+    Right, on test subjects, the target's share unpruned and pruned, beside sets of heads that should not do it.
+    """
+    from plotly.subplots import make_subplots
+
+    titles = ("validation subjects: K is chosen", "test subjects")
+    figure = make_subplots(cols=2, column_widths=[0.6, 0.4], shared_yaxes=True, horizontal_spacing=0.04,
+                           subplot_titles=titles)  # fmt: skip
     ks = [row.k for row in found.rows]
     series = {
         "memory": [row.rates.memory for row in found.rows],
@@ -127,7 +133,9 @@ def pruning_curve(found: Pruning) -> go.Figure:
             mode="lines+markers",
             line={"color": SOURCES[name], "dash": DASHES[i]},
             marker={"symbol": MARKERS[i], "size": 9},
-            error_y={"array": [v.high - v.mean for v in values], "arrayminus": [v.mean - v.low for v in values]},
+            error_y=_bars(values),
+            row=1,
+            col=1,
         )
     figure.add_scatter(
         x=ks,
@@ -136,26 +144,51 @@ def pruning_curve(found: Pruning) -> go.Figure:
         mode="lines+markers",
         line={"color": COLOURS[2], "dash": DASHES[3]},
         marker={"symbol": MARKERS[3], "size": 8},
+        row=1,
+        col=1,
     )
     to = found.settings.direction
+    pruned = [row for row in found.tested if row.condition in {f"K={k}" for k in found.change}]
+    tested = [getattr(row, to) for row in (found.base, *pruned)]
+    figure.add_scatter(
+        x=[row.condition for row in (found.base, *pruned)],
+        y=[e.mean for e in tested],
+        name=f"{to}, test",
+        mode="markers",
+        marker={"color": SOURCES[to], "symbol": MARKERS[4], "size": 11},
+        error_y=_bars(tested),
+        customdata=[e.n for e in tested],
+        hovertemplate="%{x}: %{y:.1%} (n=%{customdata})<extra></extra>",
+        row=1,
+        col=2,
+    )
     base = getattr(found.base, to).mean
-    if found.random:
-        rises = sorted(found.random.rises)
-        figure.add_hrect(
-            y0=base + rises[0],
-            y1=base + rises[-1],
-            fillcolor=COLOURS[3],
-            opacity=0.2,
-            line_width=0,
-            annotation_text=f"{to}: {len(rises)} random sets of {found.best.k} (test)",
+    for control in found.controls:
+        figure.add_scatter(
+            x=[control.name] * len(control.rises),
+            y=[base + rise for rise in control.rises],
+            name=f"{control.name}, K={found.best.k}",
+            mode="markers",
+            marker={"symbol": "line-ew-open", "color": COLOURS[3], "size": 14},
+            showlegend=False,
+            row=1,
+            col=2,
         )
+    figure.update_xaxes(title_text="pruned heads, in ranked order", tickvals=ks, row=1, col=1)
+    figure.update_xaxes(automargin=True, tickangle=-30, row=1, col=2)
+    figure.update_yaxes(tickformat=".0%", range=[-0.02, 1.05])
+    figure.update_yaxes(title_text="share of answers", row=1, col=1)
     figure.update_layout(
         title=f"{found.relation}, {found.format}: pruning towards the {to}",
-        xaxis={"title": "pruned heads, in ranked order", "tickvals": ks},
-        yaxis={"title": "share (validation subjects)", "tickformat": ".0%", "range": [-0.02, 1.05]},
         modebar={"orientation": "v"},
+        margin={"t": 96},
+        height=520,
     )
     return figure
+
+
+def _bars(values: Sequence[Estimate]) -> dict[str, list[float]]:
+    return {"array": [v.high - v.mean for v in values], "arrayminus": [v.mean - v.low for v in values]}
 
 
 def conflict_flow(found: Flow) -> go.Figure:

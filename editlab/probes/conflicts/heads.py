@@ -8,8 +8,9 @@ and keeps the context, destroying the context's answer does the reverse. So
     copy suppression S_context > 0: it writes against the context's answer, and recalls nothing
     superposed       recall and copy at once (JuICE, arXiv 2503.10996, objects that such heads have no one role)
 
-A head is named only if its mean is beyond two standard errors and three quarters of the subjects agree on the sign; a
-score below a fifth of the head's other one gives it no role.
+A head is named only if its mean over subjects differs from 0 (Student's t) at a false discovery rate of 5 % over all
+heads of the model (Benjamini-Hochberg), and three quarters of the subjects agree on the sign; a score below a fifth of
+the head's other one gives it no role.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import Field
+from scipy import stats
 
 from editlab.config import MethodConfig
+from editlab.evaluation.statistics import adjusted
 from editlab.hooks.heads import Head, head_name
 from editlab.probes.conflicts.items import Items
 from editlab.probes.conflicts.path_patching import Corruption, Estimand, head_scores
@@ -43,6 +46,8 @@ Direction = Literal["memory", "context"]
 EXACT_LIMIT = 2000  # heads that are patched exactly without a gradient pass first
 SHARE = 0.05  # of the heads at either end that are patched exactly where there are more
 SPOT_CHECKS = 20
+FALSE_DISCOVERIES = 0.05  # of the heads that are named
+AGREEING = 0.75  # of the subjects, on the sign
 MINOR = 0.2  # of the larger of the two scores: a smaller one does not make a role
 
 
@@ -109,12 +114,31 @@ class HeadMap(Saved):
             found.append(np.corrcoef(values[order[:half]].mean(0), values[order[half:]].mean(0))[0, 1])
         return float(np.mean(found))
 
+    @cached_property
+    def q_values(self) -> dict[str, np.ndarray]:
+        """(L, H) by corruption: p of a mean of 0 over subjects, adjusted for all heads; 1 where a head was not patched.
+
+        Heads that a gradient pass over the same subjects had passed over count as tested: they were chosen among all.
+        """
+        found = {}
+        for name, values in self.scores.items():
+            with np.errstate(divide="ignore", invalid="ignore"):
+                t = np.abs(values.mean(0)) / self.error(name)
+            p = np.nan_to_num(2 * stats.t.sf(t, self.n_subjects - 1), nan=1.0)
+            found[name] = np.reshape(adjusted(p.ravel().tolist()), p.shape)
+        return found
+
     def is_named(self, corruption: str = "both") -> np.ndarray:
-        """(L, H) bool: beyond two standard errors, and three quarters of the subjects agree on the sign."""
-        values = self.scores[corruption]
-        mean = values.mean(0)
-        agree = (np.sign(values) == np.sign(mean)).mean(0)
-        return (np.abs(mean) > 2 * self.error(corruption)) & (agree >= 0.75)
+        """(L, H) bool: q below 5 %, and three quarters of the subjects agree on the sign."""
+        return self._named[corruption]
+
+    @cached_property
+    def _named(self) -> dict[str, np.ndarray]:
+        found = {}
+        for name, values in self.scores.items():
+            agree = (np.sign(values) == np.sign(values.mean(0))).mean(0)
+            found[name] = (self.q_values[name] < FALSE_DISCOVERIES) & (agree >= AGREEING)
+        return found
 
     def role(self, head: Head) -> str:
         """What kind of head it is; "" if nothing is established."""
@@ -153,7 +177,8 @@ class HeadMap(Saved):
         named = int(self.is_named().sum())
         return (
             f"{self.relation}, {self.format}: {shown or 'no head moves anything'}, in logits; "
-            f"{self.n_subjects} subjects, {named} of {self.mean.size} heads named, split-half r {self.reliability:.2f}."
+            f"{self.n_subjects} subjects, {named} of {self.mean.size} heads named (5 % false discoveries), "
+            f"split-half r {self.reliability:.2f}."
         )
 
     def to_pandas(self) -> pd.DataFrame:
@@ -161,7 +186,7 @@ class HeadMap(Saved):
         import pandas as pd
 
         n_layers, n_heads = self.mean.shape
-        named, error = self.is_named(), self.error()
+        named, error, q = self.is_named(), self.error(), self.q_values["both"]
         group = n_heads // self.n_kv_heads
         rows = []
         for layer in range(n_layers):
@@ -173,6 +198,7 @@ class HeadMap(Saved):
                     "kv_group": head // group,
                     "score": self.mean[layer, head],
                     "error": error[layer, head],
+                    "q": q[layer, head],
                     "named": bool(named[layer, head]),
                     "role": self.role((layer, head)),
                 }

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from editlab.evaluation.statistics import Paired
+from editlab.evaluation.statistics import Paired, adjusted
 from editlab.hooks.heads import HeadGains, head_name
 from editlab.probes.conflicts.contrast import adacad, cad
 from editlab.probes.conflicts.heads import Direction, HeadMap
@@ -88,9 +88,11 @@ class Comparison(Saved):
         return f"{self.relation}, {self.format}: answers from the {to}, plain {plain:.0%}; {shown}."
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row per lever."""
+        """One row per lever; q is p adjusted for the number of levers (Benjamini-Hochberg)."""
         import pandas as pd
 
+        rises = [lever.rise for lever in self.levers if lever.rise is not None]
+        q = iter(adjusted([rise.p for rise in rises]))
         rows = []
         for lever in self.levers:
             row = {"lever": lever.name, "setting": lever.setting, "passes": lever.passes}
@@ -99,6 +101,7 @@ class Comparison(Saved):
             if lever.rise is not None:
                 found = lever.rise.difference
                 row |= {"rise": found.mean, "rise_low": found.low, "rise_high": found.high, "p": lever.rise.p}
+                row["q"] = next(q)
             rows.append(row)
         return pd.DataFrame(rows)
 

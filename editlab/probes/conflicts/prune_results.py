@@ -154,7 +154,7 @@ class Pruning(Saved):
         )
 
     def plot(self) -> go.Figure:
-        """Shares against K on validation subjects, with recall, and the random band."""
+        """Shares against K on validation subjects; beside them what was chosen, and its controls, on test subjects."""
         from editlab.viz.conflicts import pruning_curve
 
         return pruning_curve(self)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from editlab.data.conflicts import FORMATS, cases_of_relation
 from editlab.data.relations import relations
 from editlab.errors import ConfigError, RequestError
-from editlab.evaluation.statistics import Paired
+from editlab.evaluation.statistics import Paired, adjusted
 from editlab.hooks.heads import Head, HeadGains
 from editlab.probes.conflicts.heads import Direction
 from editlab.probes.conflicts.items import ItemSettings, build_items
@@ -37,9 +37,10 @@ class Transfer(Saved):
     left_out: tuple[tuple[str, str], ...]
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row per place."""
+        """One row per place; q is p adjusted for the number of places (Benjamini-Hochberg)."""
         import pandas as pd
 
+        adjusted_p = adjusted([rise.p for _, _, _, rise in self.rows])
         return pd.DataFrame(
             [
                 {
@@ -50,11 +51,12 @@ class Transfer(Saved):
                     "low": rise.difference.low,
                     "high": rise.difference.high,
                     "p": rise.p,
+                    "q": q,
                     "n": rise.difference.n,
                 }
-                for where, before, after, rise in self.rows
+                for (where, before, after, rise), q in zip(self.rows, adjusted_p, strict=True)
             ],
-            columns=["where", "unpruned", "pruned", "rise", "low", "high", "p", "n"],
+            columns=["where", "unpruned", "pruned", "rise", "low", "high", "p", "q", "n"],
         )
 
 

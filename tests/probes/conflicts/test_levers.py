@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conflict_items import known_items, made_items
+from scipy import stats
 from tiny_lm import make_lm
 
 from editlab import LM
@@ -115,6 +116,8 @@ def test_all_levers_are_compared_on_the_same_test_subjects(world: LM, items: Ite
     # Contrast towards the closed book cannot be worse than the prompt that it contrasts with (measured: 100 %).
     assert table.loc["CAD", "memory"] > table.loc["plain", "memory"] and table.loc["CAD", "passes"] == 2
     assert np.isnan(table.loc["plain", "rise"]) and table.loc["CAD", "rise_low"] <= table.loc["CAD", "rise"]
+    tried = table.dropna(subset=["p"])
+    assert tried["q"].tolist() == pytest.approx(stats.false_discovery_control(tried["p"]).tolist()) and len(tried) > 4
     assert "plain" in found.headline and len(found.plot().data[0].x) == len(table)
 
 
