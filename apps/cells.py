@@ -47,9 +47,13 @@ def read_cells(table: pd.DataFrame) -> tuple[list[Fact], list[Flawed]]:
 
 
 def row_of(cells: Mapping[Any, Any]) -> dict[str, Any]:
-    """What is filled in of one row: texts without white space at their ends, and lists of prompts."""
-    texts = {k: str(v).strip() for k, v in cells.items() if k in COLUMNS and not _is_empty(v)}
+    """What is filled in of one row: texts without white space at their ends, and lists of prompts.
+
+    White space in front of a target says what stands between it and the prompt.
+    """
+    texts = {k: str(v).rstrip() for k, v in cells.items() if k in COLUMNS and not _is_empty(v)}
     row: dict[str, Any] = {name: texts[name] for name in SINGLE if texts.get(name)}
+    row |= {name: row[name].strip() for name in ("subject", "prompt") if name in row}
     for name in SEVERAL:
         parts = [part.strip() for part in texts.get(name, "").split(SEPARATOR)]
         if any(parts):

@@ -137,7 +137,7 @@ class Reader:
         """
         if self.adds_bos:
             return self.affixes[0]
-        return next(((i,) for i in self._sink_candidates() if i < self._n_embedded), ())
+        return next(((i,) for i in self._sink_candidates() if i < self.n_embedded), ())
 
     @property
     def sink(self) -> int:
@@ -155,7 +155,8 @@ class Reader:
         return [int(vocabulary[name]) for name in names if name is not None and name in vocabulary]
 
     @property
-    def _n_embedded(self) -> int:
+    def n_embedded(self) -> int:
+        """How many tokens the model has an embedding of."""
         embedding = self.model.get_submodule(self.adapter.embed)
         return int(getattr(embedding, "num_embeddings", None) or embedding.weight.shape[0])
 
@@ -197,7 +198,7 @@ class Reader:
         return ids, (*[(0, 0)] * len(front), *encoded.spans, *[(len(text), len(text))] * len(behind))
 
     def _check_embedded(self, ids: Sequence[int]) -> None:
-        rows = self._n_embedded
+        rows = self.n_embedded
         beyond = next((i for i in ids if i >= rows), None)
         if beyond is not None:
             token = self.tokenizer.convert_ids_to_tokens(beyond)

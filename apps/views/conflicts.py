@@ -11,6 +11,7 @@ from editlab_apps.tabs import conflict_prune, facts_file
 
 from editlab.data.conflicts import FORMATS, Case, cases_of_facts, cases_of_relation
 from editlab.data.relations import relations
+from editlab.evaluation.prefixes import settle
 from editlab.probes.conflicts.items import ItemSettings
 from editlab.viz.conflicts import conflict_shares, head_roles
 from editlab.viz.files import page_html
@@ -85,7 +86,7 @@ def _form(lab: session.Lab) -> None:
         with errors.shown():
             if upload is not None:
                 facts_file.show_flawed(upload[1])
-                cases = cases_of_facts(upload[0])
+                cases = cases_of_facts(settle(lab.lm, upload[0]))
             cases = cases if cases is not None else cases_of_relation(relation)
             settings = ItemSettings(format=style, draws=draws, subjects=subjects, seed=seed)
             lab.outcomes.pop(conflict_prune.SLOT, None)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from editlab.cli.console import Output
+from editlab.cli.console import Output, read_facts, settle_prefixes
 from editlab.cli.options import Seed, TargetPrefix
 from editlab.display import text_table
 from editlab.jsonable import records
@@ -60,11 +60,14 @@ class Conflict:
         given = {"format": check_format(self.format), **{name: getattr(self, name) for name in names}}
         return build(ItemSettings, given, "the conflicts")
 
-    def cases(self, relation: str) -> Any:
+    def cases(self, out: Output, lm: LM, relation: str) -> Any:
         """Cases of a relation, or of the file if there is one."""
-        from editlab.data.conflicts import cases_of_file, cases_of_relation
+        from editlab.data.conflicts import cases_of_facts, cases_of_relation
 
-        return cases_of_relation(relation) if self.file is None else cases_of_file(self.file, self.target_prefix)
+        if self.file is None:
+            return cases_of_relation(relation)
+        facts = read_facts(out, self.file, False, self.target_prefix)
+        return cases_of_facts(settle_prefixes(out, lm, facts, self.file), self.file.name)
 
     def asked(self, command: str, relation: str) -> dict[str, Any]:
         """What a run's config says of its command and conflicts."""
@@ -85,7 +88,9 @@ class Work:
         """The items, and a remark on what they are."""
         from editlab.probes.conflicts.items import build_items
 
-        items = build_items(self.lm, conflict.cases(relation), conflict.settings(), on_step=self.out.on_step)
+        items = build_items(
+            self.lm, conflict.cases(self.out, self.lm, relation), conflict.settings(), on_step=self.out.on_step
+        )
         self.out.say(items.headline)
         return items
 

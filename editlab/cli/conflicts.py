@@ -54,7 +54,7 @@ def probe(
         return
     from editlab.probes.conflicts.behaviour import probe as ask
 
-    found = ask(work.lm, conflict.cases(relation), conflict.settings(), formats=more, on_step=out.on_step)
+    found = ask(work.lm, conflict.cases(out, work.lm, relation), conflict.settings(), formats=more, on_step=out.on_step)
     rows = found.to_pandas()
     out.show(shown(rows, RATES))
     extra: dict[str, Any] = {"items": found.items.headline, "rejected": found.items.rejected}

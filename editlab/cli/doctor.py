@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import typer
 
 from editlab.cli.console import Output
 from editlab.cli.options import Checkpoint, spread
 from editlab.display import text_table
+
+if TYPE_CHECKING:
+    from editlab.lm import LM
 
 
 def doctor(out: Output, checkpoint: Checkpoint) -> None:
@@ -29,6 +33,9 @@ def doctor(out: Output, checkpoint: Checkpoint) -> None:
     a = lm.adapter
     check("load", began, f"{a.family}, {a.n_layers} layers, d_model {a.d_model}, d_mlp {a.d_mlp}")
     check("structure", time.perf_counter(), f"residual identity to {a.residual_error:.1e}")
+    began = time.perf_counter()
+    finding, ok = _special_tokens(lm)
+    check("special tokens", began, finding, ok)
     began = time.perf_counter()
     difference = parity(lm)
     check("logits with hooks", began, f"largest difference {difference:.1e} to transformers", difference == 0.0)
@@ -55,6 +62,21 @@ def doctor(out: Output, checkpoint: Checkpoint) -> None:
     if failed:
         # Said in the result already, which is the one object of --json.
         raise typer.Exit(1)
+
+
+def _special_tokens(lm: LM) -> tuple[str, bool]:
+    """What is put in front of texts, and which tokens of the tokenizer the model has no embedding of."""
+    tok = lm.tokenizer
+    parts = []
+    for ids, what in ((lm.affixes[0], "in front of every text"), (lm.sink_ids, "as sink")):
+        said = " ".join(tok.convert_ids_to_tokens(list(ids)))
+        parts.append(f"{said or 'nothing'} {what}")
+    beyond = sorted((i, token) for token, i in tok.get_vocab().items() if i >= lm.n_embedded)
+    if beyond:
+        names = ", ".join(token for _, token in beyond[:3]) + (", ..." if len(beyond) > 3 else "")
+        parts.append(f"{len(beyond)} of the tokenizer are not in the embedding: {names}")
+    is_ok = bool(lm.sink_ids) and all(i < lm.n_embedded for i in lm.sink_ids)
+    return "; ".join(parts), is_ok
 
 
 def register(app: typer.Typer) -> None:

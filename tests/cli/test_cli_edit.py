@@ -16,7 +16,11 @@ import pytest
 import torch
 import yaml
 from cli_fixtures import FACT, PROMPTS, ROWS, Cli
+from conftest import make_model
 from safetensors.torch import load_file
+from tiny_lm import make_tokenizer
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
 from editlab import registry, runs
@@ -427,10 +431,23 @@ def test_doctor_checks_a_model(cli: Cli, model: Callable[..., Path]) -> None:
     ended = cli("doctor", "-m", model(), "--json", "-q")
     assert ended.code == 0
     checks = ended.data["checks"]
-    names = ["load", "structure", "logits with hooks", "forward", "tiny edit", "undo"]
+    names = ["load", "structure", "special tokens", "logits with hooks", "forward", "tiny edit", "undo"]
     assert [c["check"] for c in checks] == names
     assert all(c["ok"] for c in checks)
     assert "weights and logits bit-identical" in cli("doctor", "-m", model("gpt2")).out
+
+
+def test_doctor_says_that_there_is_no_sink(cli: Cli, tmp_path: Path) -> None:
+    definition = json.loads(make_tokenizer().backend_tokenizer.to_str())
+    end = definition["added_tokens"][0]["content"]
+    definition["added_tokens"][0]["id"] = definition["model"]["vocab"][end] = 500
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(definition)), eos_token=end)
+    make_model("llama", vocab_size=300).save_pretrained(tmp_path / "m")
+    tokenizer.save_pretrained(tmp_path / "m")
+    ended = cli("doctor", "-m", tmp_path / "m", "--json", "-q")
+    (check,) = [c for c in ended.data["checks"] if not c["ok"]]
+    assert ended.code == 1 and check["check"] == "special tokens"
+    assert check["finding"].endswith("nothing as sink; 1 of the tokenizer are not in the embedding: <|endoftext|>")
 
 
 def test_a_doctor_who_finds_something_says_it_once(

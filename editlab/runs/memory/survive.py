@@ -29,6 +29,7 @@ from editlab.data.relations import relation
 from editlab.data.stimuli import filler
 from editlab.errors import ConfigError, EditFailed, EditlabError, RequestError
 from editlab.evaluation.known import known
+from editlab.evaluation.prefixes import settle
 from editlab.hooks.placement import in_float64
 from editlab.probes.memory.reading import Ids, read
 from editlab.probes.memory.taught import FactReading, others_of, prompts_of, read_facts
@@ -90,7 +91,7 @@ def facts_for(lm: LM, settings: SurviveSettings, on_step: OnStep = silent) -> li
     if lm.ledger.active:
         facts = [read_fact(row) for entry in lm.ledger.active for row in entry.edit.requests]
     elif settings.file is not None:
-        facts = load_facts(Path(settings.file))[: settings.items]
+        facts = settle(lm, load_facts(Path(settings.file))[: settings.items], on_step)
     else:
         facts = list(known(lm, relation(settings.relation), on_step=on_step).facts(seed=settings.seed))
         random.Random(f"facts {settings.seed}").shuffle(facts)
