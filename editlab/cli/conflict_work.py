@@ -88,9 +88,8 @@ class Work:
         """The items, and a remark on what they are."""
         from editlab.probes.conflicts.items import build_items
 
-        items = build_items(
-            self.lm, conflict.cases(self.out, self.lm, relation), conflict.settings(), on_step=self.out.on_step
-        )
+        cases = conflict.cases(self.out, self.lm, relation)
+        items = build_items(self.lm, cases, conflict.settings(), on_step=self.out.on_step)
         self.out.say(items.headline)
         return items
 
