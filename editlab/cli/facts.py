@@ -31,7 +31,7 @@ def facts(
     found = find(relation)
     if file.exists():
         raise ConfigError(f"'{file}' exists already.", "Choose another --out.")
-    made = found.facts(stem=stem, seed=seed)
+    made = found.facts(stem=stem, seed=seed, limit=limit)
     data: dict[str, object] = {"relation": found.name, "rows": len(found.rows)}
     text = f"{len(found.rows)} rows"
     if known:
@@ -39,10 +39,9 @@ def facts(
 
         lm = checkpoint.open(out.on_step)
         asked = ask(lm, found, stem, on_step=out.on_step)
-        made = asked.facts(seed=seed)
-        data |= {"model": lm.name, "known": len(made), "not_said": asked.not_said, "guessed": asked.guessed}
-        text += f"; {lm.name} knows {len(made)}, does not say {asked.not_said}, guesses {asked.guessed}"
-    made = made[:limit]
+        made = asked.facts(seed=seed, limit=limit)
+        data |= {"model": lm.name, "known": len(asked.rows), "not_said": asked.not_said, "guessed": asked.guessed}
+        text += f"; {lm.name} knows {len(asked.rows)}, does not say {asked.not_said}, guesses {asked.guessed}"
     if not made:
         raise RequestError(f"{text}: there is nothing to write.", "Try another --stem or --model.")
     write_text(file, "".join(f"{fact.model_dump_json(exclude_defaults=True)}\n" for fact in made))

@@ -39,7 +39,7 @@ def tune(
     """Try settings of a method on a model, and print which ones fire, carry over and spare neighbours."""
     from editlab import registry
     from editlab.config import build, load_yaml, parse_overrides
-    from editlab.runs.tune import METRICS, Sweep, default_grid
+    from editlab.runs.tune import METRICS, Sweep, default_grid, has_locality
     from editlab.runs.tune import tune as run_sweep
 
     given = load_yaml(config_file) if config_file else {}
@@ -64,7 +64,13 @@ def tune(
     if asked.file is not None:
         facts = settle_prefixes(out, lm, facts, asked.file)
     if not facts:
-        facts = list(known(lm, relation("capital")).facts()[: asked.limit])
+        facts = list(known(lm, relation("capital")).facts(limit=asked.limit))
+    by_locality = has_locality(facts, batch=asked.batch)
+    if not by_locality:
+        out.warn(
+            "No fact has a neighbour that is not edited itself: settings are ranked by efficacy and paraphrases alone, "
+            "whatever damage they do."
+        )
     found = run_sweep(lm, facts, method, values or None, out.on_step, batch=asked.batch)
     names = [c for c in found.columns if c not in (*METRICS, "score", "n", "failed")]
     rows = found.to_dict("records")
@@ -88,6 +94,7 @@ def tune(
             "method": method,
             "n": len(facts),
             "best": best,
+            "ranked_by_locality": by_locality,
             "points": [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in r.items()} for r in rows],
         },
         f"Best of {len(rows)} points on {len(facts)} facts: "

@@ -50,11 +50,18 @@ class Known:
     not_said: int
     guessed: int
 
-    def facts(self, *, seed: int = 0, paraphrases: int = 4, neighbours: int = 5) -> tuple[Fact, ...]:
-        """Counterfactuals of the known rows; see `Relation.facts`."""
-        subjects = {row.subject for row in self.rows}
-        made = self.relation.facts(stem=self.stem, seed=seed, paraphrases=paraphrases, neighbours=neighbours)
-        return tuple(fact for fact in made if fact.subject in subjects)
+    def facts(
+        self, *, seed: int = 0, paraphrases: int = 4, neighbours: int = 5, limit: int | None = None
+    ) -> tuple[Fact, ...]:
+        """Counterfactuals of the known rows, with neighbours that are known too; see `Relation.facts`."""
+        return self.relation.facts(
+            stem=self.stem,
+            seed=seed,
+            paraphrases=paraphrases,
+            neighbours=neighbours,
+            among={row.subject for row in self.rows},
+            limit=limit,
+        )
 
 
 def known(lm: LM, relation: Relation, stem: str | None = None, *, on_step: OnStep = silent) -> Known:

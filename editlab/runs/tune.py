@@ -1,14 +1,15 @@
 """A small sweep of a method's settings on one model, scored as edits are: does it fire, carry over, and spare others.
 
 The figure of merit is the harmonic mean of three shares of free answers: edits that fire, paraphrases that follow,
-and neighbours answered word for word as before; of those for which the facts have prompts. Values are kept between
+and neighbours answered word for word as before; of those for which the facts have prompts. `has_locality` says whether
+there are neighbours to rank by; in a batch those that are edited themselves are left out. Values are kept between
 points, so that settings which do not change them cost little.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +94,7 @@ def tune(
         raise ConfigError("There is no fact to tune on.", "Give a facts file.")
     if lm.ledger.active:
         raise ConfigError("Tuning starts from the unedited model.", "Undo the edits, or load the model afresh.")
+    facts = list(_spared(facts)) if batch else facts
     grid = grid or default_grid(lm, method)
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     rows: list[dict[str, Any]] = []
@@ -102,6 +104,18 @@ def tune(
         on_row(pd.DataFrame(rows))
     on_step(StepInfo("tuning", len(points), len(points), "points"))
     return pd.DataFrame(rows).sort_values("score", ascending=False, ignore_index=True)
+
+
+def has_locality(facts: Sequence[Fact], *, batch: bool = False) -> bool:
+    """Whether any fact has a neighbour to rank settings by; in a batch one that is not edited itself."""
+    return any(fact.neighbours for fact in (_spared(facts) if batch else facts))
+
+
+def _spared(facts: Sequence[Fact]) -> Iterator[Fact]:
+    """Facts without the neighbours that are edited themselves when all facts are written in one edit."""
+    edited = {fact.text for fact in facts}
+    for fact in facts:
+        yield fact.model_copy(update={"neighbours": tuple(q for q in fact.neighbours if q.prompt not in edited)})
 
 
 def _score(lm: LM, facts: Sequence[Fact], method: str, point: Mapping[str, Any], batch: bool) -> dict[str, Any]:

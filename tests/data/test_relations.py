@@ -161,16 +161,33 @@ def test_facts_are_counterfactual_and_alike_on_every_run(name: str) -> None:
         assert fact.text not in fact.paraphrases
 
 
-def test_neighbours_share_the_true_answer() -> None:
-    found = relation("currency")
-    answers = {fill(found.trained[0], row.subject): row.answer for row in found.rows}
-    facts = {fact.subject: fact for fact in found.facts(neighbours=3)}
-    assert len(facts["France"].neighbours) == 3
-    for fact in facts.values():
-        assert fact.text not in [q.prompt for q in fact.neighbours]
-        assert all((answers[q.prompt],) == q.answers == (fact.target_true,) for q in fact.neighbours)
-    assert facts["Japan"].neighbours == ()
-    assert all(fact.neighbours == () for fact in relation("internet_code").facts())
+@every_relation
+def test_neighbours_have_answers_of_their_own(name: str) -> None:
+    found = relation(name)
+    rows = {fill(found.trained[0], row.subject): row for row in found.rows}
+    for fact in found.facts(neighbours=3):
+        assert len({q.prompt for q in fact.neighbours}) == 3 and fact.text not in [q.prompt for q in fact.neighbours]
+        for q in fact.neighbours:
+            assert q.answers == (rows[q.prompt].answer, *rows[q.prompt].aliases)
+            assert fact.target_new not in q.answers
+
+
+def test_neighbours_share_the_true_answer_where_others_have_it() -> None:
+    facts = {fact.subject: fact for fact in relation("currency").facts(neighbours=3)}
+    assert [q.answers[0] for q in facts["France"].neighbours] == [facts["France"].target_true] * 3
+    assert facts["Japan"].target_true not in [q.answers[0] for q in facts["Japan"].neighbours]
+
+
+def test_neighbours_are_no_facts_of_the_same_file_if_there_are_others() -> None:
+    found = relation("capital")
+    among = {row.subject for row in found.rows[:30]}
+    whole, few = found.facts(among=among), found.facts(among=among, limit=10)
+    assert [f.model_copy(update={"neighbours": ()}) for f in few] == [
+        f.model_copy(update={"neighbours": ()}) for f in whole[:10]
+    ]
+    prompts = {q.prompt for fact in few for q in fact.neighbours}
+    assert prompts <= {fill(found.trained[0], s) for s in among} - {fact.text for fact in few}
+    assert all(len(fact.neighbours) == 5 for fact in (*few, *whole))
 
 
 def test_facts_of_another_phrasing() -> None:
@@ -209,7 +226,7 @@ def test_a_relation_of_ones_own() -> None:
     snow, milk, coal = own.facts()
     assert (snow.target_new, milk.target_new, coal.target_new) == ("black", "black", "white")
     assert snow.neighbours == (Question(prompt="The colour of milk is", answers=("white",)),)
-    assert coal.neighbours == ()
+    assert coal.neighbours == ()  # both others have the new target
     assert hash(own)
 
 

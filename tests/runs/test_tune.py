@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import yaml
 from cli_fixtures import ROWS, Cli
+from invented_rows import write_lines
 from scipy.stats import hmean
 from tiny_lm import make_lm
 
 from editlab import Fact, registry
 from editlab.config import build
 from editlab.errors import ConfigError, RequestError
-from editlab.runs.tune import METRICS, default_grid, tune
+from editlab.runs.tune import METRICS, default_grid, has_locality, tune
 
 FACTS = [Fact(**row, paraphrases=["It is said that"]) for row in ROWS]
 FACTS = [f.model_copy(update={"neighbours": ("Otto plays the",), "target_true": "x"}) for f in FACTS]
@@ -48,6 +49,16 @@ def test_a_batch_is_scored_together(settings: dict[str, Any]) -> None:
     lm = make_lm("llama")
     found = tune(lm, FACTS, "memit", {"layers": [[0], [1]], **settings}, batch=True)
     assert len(found) == 2 and (found["failed"] == 0).all()
+
+
+def test_without_neighbours_there_is_no_locality_to_rank_by(settings: dict[str, Any]) -> None:
+    bare = [f.model_copy(update={"neighbours": ()}) for f in FACTS]
+    assert has_locality(FACTS) and has_locality(FACTS, batch=True) and not has_locality(bare)
+    # In one edit of all facts, a neighbour that is one of them is no neighbour.
+    others = [f.model_copy(update={"neighbours": (g.text,)}) for f, g in zip(FACTS, FACTS[1:] + FACTS[:1], strict=True)]
+    assert has_locality(others) and not has_locality(others, batch=True)
+    found = tune(make_lm("llama"), others, "memit", {"layers": [[0]], **settings}, batch=True)
+    assert found["neighbourhood_same"].isna().all()
 
 
 def test_what_cannot_be_tuned_is_said(settings: dict[str, Any]) -> None:
@@ -90,6 +101,12 @@ def test_on_the_command_line(
     done = cli(*head, "--out", tmp_path / "run", "layer=[0,1]", *grid, "--json")
     assert done.code == 0 and len(done.data["points"]) == 2 and done.data["best"]["layer"] in (0, 1)
     assert (tmp_path / "run" / "manifest.json").exists()
+    assert done.data["ranked_by_locality"] is True
+    no_neighbours = write_lines(
+        tmp_path / "bare.jsonl", [{k: v for k, v in r.items() if k != "neighbours"} for r in ROWS]
+    )
+    bare = cli("tune", "--file", no_neighbours, "-m", model(), "--out", tmp_path / "bare", "layer=[1]", *grid)
+    assert bare.code == 0 and "ranked by efficacy and paraphrases alone" in bare.err
     again = cli("tune", "--config", tmp_path / "run" / "config.yaml", "--out", tmp_path / "again", "--json")
     assert again.code == 0 and again.data["points"] == done.data["points"]
     assert cli(*head, "layer=1").code == 2

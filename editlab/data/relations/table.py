@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -92,18 +92,28 @@ class Relation:
         return found[subject]
 
     def facts(
-        self, *, stem: str | None = None, seed: int = 0, paraphrases: int = 4, neighbours: int = 5
+        self,
+        *,
+        stem: str | None = None,
+        seed: int = 0,
+        paraphrases: int = 4,
+        neighbours: int = 5,
+        among: Collection[str] | None = None,
+        limit: int | None = None,
     ) -> tuple[Fact, ...]:
         """One counterfactual per row, in the order of the rows.
 
         The new target is another row's answer that begins with another word. Paraphrases are the first other
-        phrasings, the held-out ones first; neighbours ask the same of other subjects with the same true answer, so
-        a relation in which every answer is its own has none.
+        phrasings, the held-out ones first. Neighbours ask the same of other subjects, each with its own answers, none
+        of which is the new target: first subjects that no fact is about, so that a batch of all facts leaves them
+        alone, then subjects with the same true answer, then any.
 
         Args:
             stem: the prompt; default the first trained phrasing.
             seed: of the new targets and the choice of neighbours.
             paraphrases, neighbours: at most so many of each.
+            among: subjects of which facts and neighbours are made; default all.
+            limit: facts, at most.
 
         Raises:
             ConfigError: the stem has no single `{}`.
@@ -117,21 +127,31 @@ class Relation:
         for row in self.rows:
             sharing[row.answer].append(row.subject)
         others = [text for text in (*self.held_out, *self.trained) if text != stem][:paraphrases]
+        usable = [row for row in self.rows if among is None or row.subject in among]
+        written = {row.subject for row in usable[:limit]}
         facts = []
         for row in self.rows:
             taken = {_first_word(a) for a in (row.answer, *row.aliases)}
             same = [subject for subject in sharing[row.answer] if subject != row.subject]
+            target = rng.choice([a for a in answers if _first_word(a) not in taken])
+            # Drawn for every row, so that a fact is the same whatever other facts are made.
+            alike = rng.sample(same, min(neighbours, len(same)))
+            if row.subject not in written:
+                continue
+            near = [r for r in usable if r is not row and target not in (r.answer, *r.aliases)]
+            random.Random(f"{seed} {self.name} {row.subject}").shuffle(near)
+            near.sort(key=lambda r: (r.subject in written, r.subject not in alike, r.answer != row.answer))
             facts.append(
                 Fact(
                     id=f"{self.name}/{row.subject}",
                     prompt=place(stem, row.subject),
                     subject=row.subject,
-                    target_new=rng.choice([a for a in answers if _first_word(a) not in taken]),
+                    target_new=target,
                     target_true=row.answer,
                     paraphrases=tuple(fill(text, row.subject) for text in others),
                     neighbours=tuple(
-                        Question(prompt=fill(stem, s), answers=(row.answer,))
-                        for s in rng.sample(same, min(neighbours, len(same)))
+                        Question(prompt=fill(stem, r.subject), answers=(r.answer, *r.aliases))
+                        for r in near[:neighbours]
                     ),
                     relation=self.name,
                 )
