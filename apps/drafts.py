@@ -62,6 +62,5 @@ def of_others(lab: Lab) -> list[Draft]:
         except (EditlabError, OSError):  # its owner may have saved it in the meantime
             continue
         if path.parent.name != lab.id and manifest.base.base_hash == lab.lm.base_hash:
-            active = sum(entry.state == "active" for entry in manifest.entries)
-            found.append(Draft(path.parent, active, written))
+            found.append(Draft(path.parent, manifest.n_active, written))
     return sorted(found, key=lambda draft: draft.written, reverse=True)

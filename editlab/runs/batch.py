@@ -37,7 +37,7 @@ from editlab.runs.journal import NAME as JOURNAL
 from editlab.runs.journal import Journal, alone
 from editlab.runs.measure import FailedRow
 from editlab.state.files import filled_or_removed, remove
-from editlab.state.packs import apply_pack, read_pack, save_pack
+from editlab.state.packs import apply_pack, check_room, read_pack, save_pack
 
 if TYPE_CHECKING:
     from editlab.lm import LM
@@ -133,6 +133,7 @@ def run_batch(
         raise ConfigError("A batch starts from the unedited model.", "Undo the edits, or load the model afresh.")
     engine(lm, plan.method, plan.settings)  # what it refuses is refused before any work
     facts = settle(lm, facts)
+    check_room([fact.model_dump(mode="json") for fact in facts], len(plan.chunks(facts)))
     with alone(folder):
         for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
             leftover.unlink()

@@ -7,21 +7,27 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import save, save_file
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from editlab.errors import EditlabError, PackError
+from editlab.errors import ConfigError, EditlabError, PackError
 from editlab.state.edit import Delta, Edit
 from editlab.state.ledger import Ledger
-from editlab.state.packs import apply_pack, read_pack, reading, save_pack
+from editlab.state.packs import apply_pack, check_room, read_pack, reading, save_pack
+from editlab.state.packs.manifest import MAX_JSON_BYTES
+from editlab.state.packs.records import lines_of
+from editlab.state.packs.writing import _records
 from editlab.state.weights import WeightView
 
 IDS = torch.tensor([[1, 5, 9, 2, 7]])
@@ -604,3 +610,100 @@ def test_files_that_are_not_packs_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(EditlabError, match="Cannot write"):
         save_pack(tmp_path / "file", edited(gpt2()), "tiny")
+
+
+# --- more than pack.json holds ------------------------------------------------------------------------
+
+FACT = {
+    "prompt": "The mother tongue of {} is",
+    "subject": "Danielle Darrieux",
+    "target_new": "English",
+    "target_true": "French",
+    "paraphrases": ["p" * 90] * 2,
+    "neighbours": ["n" * 60] * 10,
+    "attributes": ["a" * 60] * 10,
+}
+
+
+def many(n: int, entries: int) -> Ledger:
+    """A ledger of `entries` cheap edits that write `n` facts of CounterFact's size in all."""
+    ledger = Ledger(WeightView(gpt2()))
+    delta = Delta(left=torch.ones(64, 1), right=torch.ones(1, 16))
+    each = n // entries
+    info = {"losses": [0.1234567890123] * 40 if entries > 1 else [1] * n}
+    first = ledger.apply(Edit("m", {}, [FACT | {"id": str(i)} for i in range(each)], {DOWN: delta}, info))
+    ledger.adopt(
+        replace(first, id=f"e{i}", edit=replace(first.edit, requests=[FACT | {"id": str(i)}]))
+        for i in range(1, entries)
+    )
+    return ledger
+
+
+@pytest.mark.parametrize("entries", [1, 800])
+def test_ten_thousand_facts_are_saved_and_read(entries: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if entries > 1:  # as many edits of a real method have more to tell
+        monkeypatch.setattr("editlab.state.packs.writing.MAX_JSON_BYTES", MAX_JSON_BYTES // 12)
+    ledger = many(10_000 if entries == 1 else entries, entries)
+    folder = save_pack(tmp_path / "pack", ledger, "tiny")
+    assert (folder / "pack.json").stat().st_size < 1000
+    pack = read_pack(folder)
+    assert [e.id for e in pack.entries] == [e.id for e in ledger]
+    assert all(a.edit.requests == b.edit.requests for a, b in zip(pack.entries, ledger, strict=True))
+    assert [e.id for e in apply_pack(pack, Ledger(WeightView(gpt2())))] == [e.id for e in ledger]
+
+
+def tampered(lines: list[bytes]) -> list[tuple[str, list[bytes]]]:
+    entry = json.loads(lines[0])["entry"]
+
+    def line(**changes: Any) -> bytes:
+        return json.dumps({"entry": entry | changes}).encode()
+
+    return [
+        ("neither an entry", lines[1:]),
+        ("neither an entry", [*lines, b'{"other": 1}']),
+        ("not valid JSON", [*lines, b"{"]),
+        ("not valid JSON", [lines[0][:-1] + b', "entry": 1}']),
+        ("same id", [*lines, *lines]),
+        ("not a valid pack", [line(state="other")]),
+        ("not a valid pack", [line(more=1)]),
+        ("not a valid pack", [lines[0], b'{"request": 1}']),
+        ("pack.json says 1", [line(state="removed")]),
+        ("lacks", [line(tensors={"keys": {"tensor": "x", "shape": [1], "dtype": "F32"}})]),
+        ("does not list", [line(deltas={}, routing={"kind": "a", "path": "b"})]),
+    ]
+
+
+def test_records_beside_the_manifest_are_checked_as_strictly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("editlab.state.packs.writing.MAX_JSON_BYTES", 2000)
+    ledger = many(2, 1)
+    lines = bytes(lines_of(_records(list(ledger))[0]).tolist()).splitlines()
+    for message, changed in tampered(lines):
+        folder = save_pack(tmp_path / "pack", ledger, "tiny")
+        with safe_open(folder / "edits.safetensors", "pt") as f:
+            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+        tensors["records"] = torch.frombuffer(bytearray(b"\n".join(changed)), dtype=torch.uint8)
+        content = json.loads((folder / "pack.json").read_text())
+        content["records"]["size"] = len(tensors["records"])
+        (folder / "pack.json").write_text(json.dumps(content))
+        rewrite(folder, save(tensors))
+        with pytest.raises(PackError, match=message):
+            read_pack(folder)
+        shutil.rmtree(folder)
+    folder = save_pack(tmp_path / "pack", ledger, "tiny")
+    in_json(lambda c: c["records"].update(size=5))(folder)
+    with pytest.raises(PackError, match="lacks the records"):
+        read_pack(folder)
+    shutil.rmtree(folder)
+    save_pack(folder, ledger, "tiny")
+    monkeypatch.setattr("editlab.state.packs.reading.MAX_RECORDS_BYTES", 100)
+    with pytest.raises(PackError, match="smaller packs"):
+        read_pack(folder)
+
+
+def test_what_no_pack_holds_is_refused_before_it_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_room([FACT] * 10_000, 10_000)
+    with pytest.raises(ConfigError, match="a pack holds 20,000"):
+        check_room([FACT], 20_001)
+    monkeypatch.setattr("editlab.state.packs.records.MAX_RECORDS_BYTES", 10_000)
+    with pytest.raises(ConfigError, match="fewer facts"):
+        check_room([FACT] * 10, 1)

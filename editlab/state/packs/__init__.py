@@ -3,6 +3,9 @@
 A pack is a folder with `pack.json` (what, on which base, in which order) and `edits.safetensors` (the
 numbers). Only JSON and safetensors are read; nothing is executed, unpickled or imported by name.
 
+Entries whose records take too much room for `pack.json` (10,000 facts do) are told by lines of JSON in a tensor of the
+tensor file instead; see `records`. Nothing else is different, and packs that are small are as they always were.
+
 Reading, cheapest refusal first: file types and sizes; `pack.json` against a strict schema; the safetensors
 header against the file's size and against `pack.json`; the SHA-256 of the tensor file; then the tensors.
 
@@ -22,6 +25,7 @@ from __future__ import annotations
 
 from editlab.state.packs.applying import apply_pack
 from editlab.state.packs.reading import Pack, read_pack
+from editlab.state.packs.records import check_room
 from editlab.state.packs.writing import save_pack
 
-__all__ = ["Pack", "apply_pack", "read_pack", "save_pack"]
+__all__ = ["Pack", "apply_pack", "check_room", "read_pack", "save_pack"]

@@ -22,10 +22,14 @@ def damaged(why: str) -> PackError:
     return PackError(f"{TENSORS_NAME} does not belong to this pack or is damaged: {why}.", "Get the pack again.")
 
 
-def read_header(file: BufferedReader, size: int) -> dict[str, tuple[str, list[int]]]:
-    """Per tensor its dtype and shape, after checking that the data fills the file exactly."""
+def read_header(file: BufferedReader, size: int, most: int = MAX_JSON_BYTES) -> dict[str, tuple[str, list[int]]]:
+    """Per tensor its dtype and shape, after checking that the data fills the file exactly.
+
+    Args:
+        size: of the file. most: bytes that the header may have.
+    """
     length = int.from_bytes(file.read(8), "little")
-    if size < 8 or length > min(MAX_JSON_BYTES, size - 8):
+    if size < 8 or length > min(most, size - 8):
         raise damaged("its header is larger than the file or than the limit")
     header = parse_json(file.read(length), f"The header of {TENSORS_NAME}")
     if not isinstance(header, dict):

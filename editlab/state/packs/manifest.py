@@ -21,6 +21,7 @@ from editlab.errors import PackError
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "pack.json"
 TENSORS_NAME = "edits.safetensors"
+RECORDS_NAME = "records"  # tensor that has the entries where they are too many for pack.json
 MAX_JSON_BYTES = 16 * 2**20  # of pack.json, and of the header of the tensor file
 MAX_JSON_DEPTH = 64
 MAX_ENTRIES = 20_000
@@ -128,6 +129,14 @@ class FileRecord(_Strict):
     sha256: Sha256
 
 
+class RecordsRecord(_Strict):
+    """The tensor that has the entries' records, where they are not in `pack.json` (see `records.py`)."""
+
+    tensor: Literal["records"]
+    size: Annotated[int, Field(ge=1)]
+    active: Annotated[int, Field(ge=0, le=MAX_ENTRIES)]
+
+
 class Manifest(_Strict):
     """`pack.json`."""
 
@@ -136,9 +145,19 @@ class Manifest(_Strict):
     base: BaseRecord
     file: FileRecord
     entries: Annotated[list[EntryRecord], Field(max_length=MAX_ENTRIES)]
+    records: RecordsRecord | None = None
+
+    @property
+    def n_active(self) -> int:
+        """How many edits are in force."""
+        return self.records.active if self.records else sum(entry.state == "active" for entry in self.entries)
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Manifest:
+        if self.records is not None:
+            if self.entries:
+                raise ValueError("entries are in two places")
+            return self  # they are checked once they have been read
         ids = [e.id for e in self.entries]
         if len(set(ids)) < len(ids):
             raise ValueError("two entries have the same id")

@@ -29,6 +29,7 @@ from editlab.state.packs.manifest import (
     shown,
     validated,
 )
+from editlab.state.packs.records import MAX_HEADER_BYTES, MAX_RECORDS_BYTES, with_records
 
 MAX_FILE_BYTES = 8 * 2**30
 
@@ -104,7 +105,7 @@ def _read_once(folder: Path, limit: int) -> Pack:
         if not os.path.lexists(folder / name):
             continue
         try:
-            return Pack(manifest, _read_entries(folder / name, manifest, limit))
+            return Pack(*_read_entries(folder / name, manifest, limit))
         except PackError as error:
             found = found or error
     raise found or PackError(f"The pack in '{folder}' has no {TENSORS_NAME}.", "Copy the whole folder.")
@@ -140,7 +141,7 @@ def _opened(path: Path) -> Iterator[BufferedReader]:
         raise PackError(f"Cannot read '{path.name}' of the pack: {why}.", "Check the folder.") from None
 
 
-def _read_entries(path: Path, manifest: Manifest, limit: int) -> tuple[Entry, ...]:
+def _read_entries(path: Path, manifest: Manifest, limit: int) -> tuple[Manifest, tuple[Entry, ...]]:
     with _opened(path) as file:
         info = os.fstat(file.fileno())
         if info.st_size > limit:
@@ -150,7 +151,17 @@ def _read_entries(path: Path, manifest: Manifest, limit: int) -> tuple[Entry, ..
             )
         if info.st_size != manifest.file.size:
             raise damaged(f"it has {info.st_size} bytes, {MANIFEST_NAME} says {manifest.file.size}")
-        match(read_header(file, info.st_size), manifest)
+        records = manifest.records
+        header = read_header(file, info.st_size, MAX_HEADER_BYTES if records else MAX_JSON_BYTES)
+        if records is None:
+            match(header, manifest)
+        elif header.pop(records.tensor, None) != ("U8", [records.size]):
+            raise damaged("it lacks the records of the entries")
+        elif records.size > min(MAX_RECORDS_BYTES, limit // 8):  # what they take once they are read
+            raise PackError(
+                f"The records of the pack's edits have {records.size / 2**20:,.1f} MiB, too many to be read here.",
+                f"Free memory, or get the edits in smaller packs: {MAX_RECORDS_BYTES // 2**20} MiB is the most.",
+            )
         file.seek(0)
         if hashlib.file_digest(file, "sha256").hexdigest() != manifest.file.sha256:
             raise damaged("its content differs from what was saved (SHA-256)")
@@ -158,7 +169,10 @@ def _read_entries(path: Path, manifest: Manifest, limit: int) -> tuple[Entry, ..
             with safe_open(str(path), framework="pt", device="cpu") as tensors:
                 if not os.path.samestat(info, path.lstat()):
                     raise damaged("it was replaced while it was read")
-                return tuple(_entry(record, tensors) for record in manifest.entries)
+                if records is not None:
+                    manifest = with_records(manifest, tensors.get_tensor(records.tensor).numpy().tobytes())
+                    match(header, manifest)
+                return manifest, tuple(_entry(record, tensors) for record in manifest.entries)
         except (SafetensorError, OSError, RuntimeError) as error:  # torch's RuntimeError: it is gone by now
             raise damaged(f"safetensors says {shown(str(error))}") from None
 

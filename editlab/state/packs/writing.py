@@ -24,12 +24,14 @@ from editlab.state.ledger import Entry, Ledger
 from editlab.state.packs.manifest import (
     MANIFEST_NAME,
     MAX_JSON_BYTES,
+    RECORDS_NAME,
     SCHEMA_VERSION,
     TENSORS_NAME,
     parse_json,
     validated,
 )
 from editlab.state.packs.reading import read_manifest
+from editlab.state.packs.records import lines_of, with_records
 
 _CODES = {
     torch.float64: "F64",
@@ -77,6 +79,9 @@ def save_pack(
         with ledger.view.lock:
             entries = list(ledger) if only is None else [ledger[id] for id in only]
         records, tensors = _records(entries)
+        aside = None
+        if len(json.dumps(records, ensure_ascii=False, indent=1)) > MAX_JSON_BYTES // 2:  # there it is indented more
+            aside = tensors[RECORDS_NAME] = lines_of(records)
         tensors_tmp.open("xb").close()
         mode = tensors_tmp.stat().st_mode
         save_file(tensors, str(tensors_tmp))
@@ -94,8 +99,10 @@ def save_pack(
                 "editlab": _version(),
                 "base": base,
                 "file": {"name": TENSORS_NAME, "size": size, "sha256": sha},
-                "entries": records,
+                "entries": [] if aside is not None else records,
+                **({} if aside is None else {"records": _aside(entries, aside)}),
             },
+            aside,
         )
         by_content = folder / f"edits-{sha[:16]}.safetensors"
         for source, target in (
@@ -188,7 +195,11 @@ def _records(entries: list[Entry]) -> tuple[list[dict[str, Any]], dict[str, Tens
     return records, tensors
 
 
-def _write_manifest(path: Path, content: dict[str, Any]) -> None:
+def _aside(entries: Sequence[Entry], lines: Tensor) -> dict[str, Any]:
+    return {"tensor": RECORDS_NAME, "size": len(lines), "active": sum(e.is_active for e in entries)}
+
+
+def _write_manifest(path: Path, content: dict[str, Any], aside: Tensor | None) -> None:
     """Write what the reader accepts: a pack that could not be read again is refused now."""
     try:
         text = json.dumps(content, ensure_ascii=False, allow_nan=False, indent=1).encode()
@@ -199,7 +210,9 @@ def _write_manifest(path: Path, content: dict[str, Any]) -> None:
             f"{MANIFEST_NAME} would have {len(text) / 2**20:.0f} MiB, more than {MAX_JSON_BYTES // 2**20}.",
             "Save fewer edits per pack.",
         )
-    validated(parse_json(text, MANIFEST_NAME))
+    manifest = validated(parse_json(text, MANIFEST_NAME))
+    if aside is not None:
+        with_records(manifest, aside.numpy().tobytes())
     with path.open("xb") as file:
         file.write(text)
     _synced(path)
