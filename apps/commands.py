@@ -19,7 +19,8 @@ FILE = "facts.jsonl"  # stands for a file that a run does not keep
 def edit(model: str, fact: Fact, method: str, settings: Mapping[str, Any]) -> str:
     """Edit one fact."""
     words = ["editlab", "edit", "--model", model, "--method", method]
-    words += ["--prompt", fact.prompt, "--subject", fact.subject, "--target", fact.target_new]
+    words += ["--prompt", fact.prompt, *(["--subject", fact.subject] if fact.has_subject else [])]
+    words += ["--target", fact.target_new]
     words += ["--true", fact.target_true] if fact.target_true else []
     words += ["--target-prefix", fact.target_prefix] if fact.target_prefix_by == "given" else []
     for option, prompts in (("--paraphrase", fact.paraphrases), ("--neighbour", [q.prompt for q in fact.neighbours])):

@@ -20,6 +20,7 @@ from pydantic import (
     StrictStr,
     TypeAdapter,
     ValidationError,
+    ValidationInfo,
     field_serializer,
     field_validator,
     model_serializer,
@@ -124,7 +125,8 @@ class Fact(BaseModel):
     """One fact to write into a model.
 
     Attributes:
-        prompt: text with one `{}` for the subject, ending where the answer begins.
+        prompt: text with one `{}` for the subject, ending where the answer begins; none without subject.
+        subject: what the fact is about, or "": methods that write at its last token need it, others do not.
         target_new: the answer the edited model shall give.
         target_true: the answer that the unedited model is expected to give.
         paraphrases: other ways to ask for the same fact, complete prompts.
@@ -146,7 +148,7 @@ class Fact(BaseModel):
 
     id: Text = ""
     prompt: Text
-    subject: Text
+    subject: Text = ""
     target_new: Text
     target_true: Text | None = None
     paraphrases: tuple[Prompt, ...] = ()
@@ -162,8 +164,8 @@ class Fact(BaseModel):
 
     @field_validator("subject")
     @classmethod
-    def _stripped(cls, value: str) -> str:
-        return _filled(value).strip()
+    def _stripped(cls, value: str, info: ValidationInfo) -> str:
+        return _filled(value).strip() if "{}" in info.data.get("prompt", "") else value.strip()
 
     @field_validator("target_new")
     @classmethod
@@ -182,6 +184,9 @@ class Fact(BaseModel):
         if not isinstance(row, dict):
             return row
         prompt, subject = row.get("prompt"), row.get("subject")
+        if subject is None and isinstance(prompt, str):
+            # What a placeholder is for has to be said; a prompt without one may be all there is.
+            return {**row, "subject": None if "{}" in prompt else ""}
         if isinstance(prompt, str) and isinstance(subject, str) and "{}" not in prompt and subject.strip():
             found = prompt.count(subject.strip())
             if found != 1:
@@ -195,9 +200,9 @@ class Fact(BaseModel):
     @field_validator("prompt")
     @classmethod
     def _one_placeholder(cls, value: str) -> str:
-        if value.count("{}") != 1:
+        if value.count("{}") > 1:
             raise ValueError(f"needs exactly one {{}} for the subject, has {value.count('{}')}: '{short(value)}'")
-        return value
+        return _filled(value)
 
     @model_validator(mode="after")
     def _settle_the_prefix(self) -> Self:
@@ -264,18 +269,33 @@ class Fact(BaseModel):
         ]
 
     @property
+    def has_subject(self) -> bool:
+        """Whether it says what it is about."""
+        return bool(self.subject)
+
+    @property
+    def label(self) -> str:
+        """What to call it where there is little room: its subject, or its prompt."""
+        return self.subject or short(self.prompt)
+
+    @property
     def before(self) -> str:
-        """The prompt's text in front of the subject."""
+        """The prompt's text in front of the subject; all of it where there is none."""
         return self.prompt.split("{}")[0]
 
     @property
     def text(self) -> str:
         """The prompt with the subject in place."""
-        before, after = self.prompt.split("{}")
+        before, _, after = self.prompt.partition("{}")
         return before + self.subject + after
+
+    def about(self, subject: str) -> str:
+        """The prompt about another subject."""
+        before, _, after = self.prompt.partition("{}")
+        return before + subject + after
 
     @property
     def text_within(self) -> str:
         """The text as it reads after other words of its sentence: in lower case, unless the subject begins it."""
         text = self.text
-        return text if text.startswith(self.subject) else text[:1].lower() + text[1:]
+        return text if self.subject and text.startswith(self.subject) else text[:1].lower() + text[1:]

@@ -251,6 +251,8 @@ class LM(Reader):
         from editlab.probes.trace import Config, trace
 
         # A trace asks for no new answer; the fact is there to place the subject.
+        if not subject.strip():
+            raise RequestError("A trace needs a subject, whose tokens are corrupted.", "Name it as in the prompt.")
         row = {"prompt": prompt, "subject": subject, "target_new": answer or "?", "target_prefix": target_prefix}
         fact = read_fact(row)
         return trace(self, fact, build(Config, config, "the trace"), on_step, answer=answer)

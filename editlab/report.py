@@ -216,7 +216,7 @@ def compare(
     """Rows from the scores of the same prompts under two states; `suggested` names kinds that editlab filled in."""
     return tuple(
         ReportRow(
-            fact=fact.id or fact.subject,
+            fact=fact.id or fact.label,
             kind=b.asked.kind,
             prompt=b.asked.prompt,
             answer=(b.answer or "", a.answer or ""),

@@ -86,7 +86,7 @@ def rewrite_row(lm: LM, fact: Fact, *, context: str = "", sink: bool) -> Row:
     ids = (*prompt, *target[:-1])
     reads = tuple(range(len(prompt) - 1, len(ids)))
     _, spans = lm.tokens(lead + fact.text, sink=sink)
-    first = token_at(spans, len(lead) + len(fact.before))
+    first = token_at(spans, len(lead) + (len(fact.before) if fact.has_subject else 0))
     if first >= len(prompt):
         raise RequestError(
             f"The tokenizer joins '{fact.subject}' and '{fact.target_new}' to one token.",
@@ -97,7 +97,7 @@ def rewrite_row(lm: LM, fact: Fact, *, context: str = "", sink: bool) -> Row:
 
 
 def subject_index(lm: LM, fact: Fact, lead: str = "", *, sink: bool) -> tuple[int, bool]:
-    """The token that holds the subject's last character, and whether it reaches beyond it."""
+    """The token that holds the last character of the subject, or of a prompt without, and whether it reaches beyond."""
     end = len(lead) + len(fact.before) + len(fact.subject)
     _, spans = lm.tokens(lead + fact.text, sink=sink)
     index = token_at(spans, end - 1)

@@ -71,3 +71,18 @@ def test_a_neighbour_is_a_text_or_a_question_with_answers_of_its_own_and_is_writ
     assert made().model_copy(update={"neighbours": ["The capital of Spain is"]}).neighbours == fact.neighbours[:1]
     with pytest.raises(ValidationError, match="valid string"):
         made(neighbours=[3])
+
+
+def test_a_fact_may_have_no_subject() -> None:
+    fact = Fact.model_validate({"prompt": "The capital of France is", "target_new": "Rome"})
+    assert (fact.text, fact.before, fact.subject, fact.has_subject) == (fact.prompt, fact.prompt, "", False)
+    assert fact.label == "The capital of France is" and fact.text_within == "the capital of France is"
+    assert Fact.model_validate(fact.model_dump(mode="json")) == fact
+    assert Fact.model_validate({"prompt": "It is", "subject": None, "target_new": "x"}).subject == ""
+    for row in (
+        {"prompt": "The capital of {} is"},
+        {"prompt": "The capital of {} is", "subject": " "},
+        {"prompt": " "},
+    ):
+        with pytest.raises(ValidationError):
+            Fact.model_validate({"target_new": "Rome", **row})

@@ -111,8 +111,12 @@ def _change(lab: session.Lab, entries: list[Entry]) -> None:
 def _duplicate(entry: Entry) -> None:
     """Fill the Single tab's form; a callback, because these widgets have been drawn when the button is."""
     request = entry.edit.requests[0]
-    filled = {"ed_method": entry.edit.method, "ed_subject": request["subject"], "ed_target": request["target_new"]}
-    filled |= {"ed_prompt": request["prompt"].replace("{}", request["subject"])}
+    filled = {
+        "ed_method": entry.edit.method,
+        "ed_subject": request.get("subject", ""),
+        "ed_target": request["target_new"],
+    }
+    filled |= {"ed_prompt": request["prompt"].replace("{}", request.get("subject", ""))}
     filled |= {"ed_true": request.get("target_true") or "", "ed_tab": "Single"}
     st.session_state.update(filled)
 

@@ -24,6 +24,10 @@ WIDTHS = {
 }
 KINDS = {"rewrite": "the edit itself", "paraphrase": "paraphrase", "neighbour": "neighbour"}
 
+SUBJECT = (
+    "What the fact is about. Methods that write at its last token need it; grace, wise, ultraedit, ft and lora do not."
+)
+
 
 def draw(lab: session.Lab) -> None:
     """Draw the tab."""
@@ -60,7 +64,7 @@ def _form(lab: session.Lab, method: str) -> tuple[dict[str, Any], str, dict[str,
             help="Holds the subject, and ends where the answer begins.",
         )
         columns = st.columns(3)
-        subject = columns[0].text_input("Subject", example.subject, **links.text("ed_subject"))
+        subject = columns[0].text_input("Subject", example.subject, **links.text("ed_subject"), help=SUBJECT)
         target = columns[1].text_input("New answer", example.target_new, **links.text("ed_target"))
         true = columns[2].text_input(
             "Present answer",

@@ -151,7 +151,10 @@ def _one_fact(
 ) -> Fact:
     from editlab.data.formats import read_fact
 
-    missing = [n for n, v in (("--prompt", prompt), ("--subject", subject), ("--target", target)) if v is None]
+    needed = [("--prompt", prompt), ("--target", target)]
+    # Without a placeholder the prompt may be all there is to the fact.
+    needed[1:1] = [("--subject", subject)] if prompt is None or "{}" in prompt else []
+    missing = [n for n, v in needed if v is None]
     if missing:
         raise ConfigError(f"{', '.join(missing)} missing.", "Give --prompt, --subject and --target, or --file.")
     row = {
@@ -201,7 +204,7 @@ def finish(
     entries = [of_edit[id].entry for id in reversed(of_edit)]
     for entry in entries:
         for warning in entry.edit.info.get("warnings", []):
-            out.warn(f"{of_edit[entry.id].fact.subject}: {warning}.")
+            out.warn(f"{of_edit[entry.id].fact.label}: {warning}.")
     for report in reports if len(reports) == 1 else ():
         out.show(report.table())
     if len(reports) > 1:

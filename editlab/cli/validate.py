@@ -58,10 +58,11 @@ def _records(out: Output, file: Path) -> None:
         "rows": report.rows,
         "records": report.records,
         "notes": report.remarks(),
+        "same_place": [list(rows) for rows in report.same_place],
     }
     if report.is_ok:
         title = f" ({layouts()[report.layout].title})" if report.layout else ""
-        lines = [f"{file}: {report.records} {report.holds} are valid{title}.", *report.remarks()]
+        lines = [f"{file}: {report.records} {report.holds} are valid{title}.", *report.remarks(), *report.places()]
         out.result(data, printable("\n".join(lines)))
         return
     problem = RequestError(report.text(), "Correct them, or leave the rows out.")

@@ -28,7 +28,7 @@ def with_suggestions(fact: Fact) -> tuple[Fact, bool, bool]:
         countries = {country for country, _ in capitals()}
         if fact.subject in countries:
             others = [c for c in WELL_KNOWN if c in countries and c != fact.subject][:4]
-            prompts = tuple(fact.prompt.replace("{}", c) for c in others)
+            prompts = tuple(fact.about(c) for c in others)
         else:
             prompts = _ELSEWHERE
         fact = fact.model_copy(update={"neighbours": tuple(Question(prompt=p) for p in prompts)})

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from editlab import registry
 from editlab.config import build
 from editlab.edits.presets import with_preset
+from editlab.edits.settings import LocateEditSettings, check_subjects
 from editlab.errors import EditlabError, ModelError
 from editlab.hooks.wrappers import quantisation
 from editlab.progress import OnStep
@@ -42,6 +43,8 @@ def engine(lm: LM, method: str, settings: Mapping[str, Any]) -> Compute:
     config = build(module.Config, with_preset(lm.adapter, method, settings), f"method '{method}'")
 
     def compute(facts: Sequence[Fact], on_step: OnStep) -> Edit:
+        if isinstance(config, LocateEditSettings):
+            check_subjects(method, facts)
         before = lm.state_hash
         edit: Edit = module.compute(lm, list(facts), config, on_step)
         if lm.state_hash != before:

@@ -33,11 +33,11 @@ def pool(n: int, *, seed: int, words: int = 16) -> tuple[str, ...]:
 
 
 def near(fact: Fact, others: Sequence[str], n: int, *, seed: int) -> list[str]:
-    """The fact's prompt about `n` other subjects."""
+    """The fact's prompt about `n` other subjects; none of a fact without a subject."""
+    if not fact.has_subject:
+        return []
     rng = random.Random(f"near {seed} {fact.prompt} {fact.subject}")
-    chosen = rng.sample([s for s in others if s != fact.subject], n)
-    before, after = fact.prompt.split("{}")
-    return [before + subject + after for subject in chosen]
+    return [fact.about(s) for s in rng.sample([s for s in others if s != fact.subject], n)]
 
 
 @cache

@@ -48,7 +48,12 @@ def behind_prose(fact: Fact, n: int, *, seed: int) -> list[str]:
 
 
 def with_words_left_out(fact: Fact, n: int, *, seed: int) -> list[Fact]:
-    """`n` copies in which every word of the prompt is there or not by the toss of a coin; the subject always is."""
+    """`n` copies in which every word of the prompt is there or not by the toss of a coin; the subject always is.
+
+    None of a fact without a subject, of which nothing would have to stay.
+    """
+    if not fact.has_subject:
+        return []
     rng = _random("words", fact, seed)
     made = []
     for _ in range(n):
@@ -59,6 +64,8 @@ def with_words_left_out(fact: Fact, n: int, *, seed: int) -> list[Fact]:
 
 def with_other_openings(fact: Fact, n: int, *, seed: int) -> list[Fact]:
     """`n` copies that only name the subject, at most one of each opening."""
+    if not fact.has_subject:
+        return []
     chosen = _random("openings", fact, seed).sample(OPENINGS, min(n, len(OPENINGS)))
     return [fact.with_prompt(opening) for opening in chosen]
 

@@ -111,6 +111,23 @@ def edit_layer(adapter: ModelAdapter, settings: LocateEditSettings) -> int:
     return adapter.check_layer(default_layer(adapter) if settings.layer is None else settings.layer)
 
 
+def check_subjects(method: str, facts: Sequence[Fact]) -> None:
+    """Refuse facts that do not say what they are about, for a method that writes at the subject's last token.
+
+    Raises:
+        RequestError: with the rows that have no subject.
+    """
+    without = [i for i, fact in enumerate(facts) if not fact.has_subject]
+    if without:
+        named = [f"'{facts[i].id}'" if facts[i].id else f"request {i}" for i in without]
+        more = f" and {len(named) - 20} more" if len(named) > 20 else ""
+        raise RequestError(
+            f"{method} writes at the subject's last token, and {len(without)} of {len(facts)} facts name no subject: "
+            f"{', '.join(named[:20])}{more}.",
+            "Give each a subject, or use a method that needs none (grace, wise, ultraedit, ft, lora).",
+        )
+
+
 def only_fact(facts: Sequence[Fact]) -> Fact:
     """The one fact of a method that writes one at a time.
 

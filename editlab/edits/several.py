@@ -21,6 +21,7 @@ from torch import Tensor
 
 from editlab.edits.keys import states_at
 from editlab.edits.norm_anchor import anchor_norm, rescaled
+from editlab.edits.one_place import by_place, distinct
 from editlab.edits.preserve import covariances
 from editlab.edits.record import delta_of, disturbance, relative_norm, spectral_norm
 from editlab.edits.settings import SeveralLayersSettings, edit_layers
@@ -34,8 +35,6 @@ from editlab.state.edit import Delta, Edit
 if TYPE_CHECKING:
     from editlab.facts import Fact
     from editlab.lm import LM
-
-SAME_KEY = 0.9999  # cosine above which two facts cannot be told apart where they are written
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,8 @@ def write(
         remembers: keep what this method's active edits wrote before, by their keys.
 
     Raises:
-        RequestError: two facts have one key. EditFailed: a system cannot be solved, or nothing was made more likely.
+        RequestError: no fact can be written, since others ask for another answer at its place.
+            EditFailed: a system cannot be solved, or nothing was made more likely.
         AdapterError: several layers of a model that normalises the MLP's output.
     """
     if not facts:
@@ -84,8 +84,10 @@ def write(
         )
     covariance = covariances(lm, layers, config, on_step)
     metric = Metric.of(covariance[top])
-    found = [form for of_fact in forms(lm, facts, top, config, metric) for form in of_fact]
-    _check_keys(found)
+    single, copies = distinct(facts)
+    own = [form for of_fact in forms(lm, single, top, config, metric) for form in of_fact]
+    places = by_place(facts, copies, own, lambda: choose(covariance[top], len(own)).alpha == 0)
+    found, warnings = places.forms, list(places.warnings)
     values = shifts(lm, top, found, config, on_step=on_step)
     outputs = torch.stack([f.canonical_value for f in found], 1)  # (d, B) of the MLP as it is
     solved = outputs + torch.stack([v.delta for v in values], 1).double()
@@ -132,10 +134,12 @@ def write(
         )
     on_step(StepInfo("writing layers", len(written), len(written), "layers"))
     answered = sum(v.losses[0] < config.stop_loss for v in values)
+    if answered:
+        warnings.append(f"{answered} of {len(values)} targets were answered already")
     return Edit(
         method=method,
         config=config.model_dump(mode="json") | {"layers": list(layers), "layer": None},
-        requests=[fact.model_dump(mode="json") for fact in facts],
+        requests=[fact.model_dump(mode="json") for fact in places.facts],
         deltas=deltas,
         info={
             "layers": diagnostics,
@@ -148,7 +152,8 @@ def write(
             "clamped": [v.clamped for v in values],
             "norm_anchor": anchor,
             "value_seconds": sum({v.started: v.seconds for v in values}.values()),
-            "warnings": [f"{answered} of {len(values)} targets were answered already"] if answered else [],
+            "warnings": warnings,
+            **({"failed": places.failed} if places.failed else {}),
         },
         tensors={f"keys.{layer}": _keys(scratch, layer, found).float() for layer in written},
     )
@@ -172,17 +177,3 @@ def _earlier(lm: LM, method: str, layer: int) -> Tensor | None:
     name = f"keys.{layer}"
     found = [e.edit.tensors[name] for e in lm.ledger.active if e.edit.method == method and name in e.edit.tensors]
     return torch.cat(found, 1).double() if found else None
-
-
-def _check_keys(found: Sequence[Form]) -> None:
-    """Facts that share subject and leading text have one key: two targets cannot be written there."""
-    keys = torch.nn.functional.normalize(torch.stack([form.key for form in found]), dim=1)
-    close = ((keys @ keys.T).triu(1) > SAME_KEY).nonzero().tolist()
-    for i, j in close:
-        a, b = found[i].fact, found[j].fact
-        if a is not b:
-            raise RequestError(
-                f"'{a.text}' and '{b.text}' are one and the same place in the model: they share the subject and what "
-                "stands before it.",
-                "Leave one out, or edit them one after the other.",
-            )

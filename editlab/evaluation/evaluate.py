@@ -95,7 +95,7 @@ def evaluate(
     else:
         after, edited_values = [], {n: {} for n in of_model}
         for i, state in enumerate(_one_at_a_time(lm, [writer[_key(f)] for f in facts])):
-            on_step(StepInfo("measuring edits", i, len(facts), "edits", facts[i].subject))
+            on_step(StepInfo("measuring edits", i, len(facts), "edits", facts[i].label))
             after += scorer(state, [q for q in questions if q.fact == i])
             for name, found in model_values(state, {names[i]: prompts[names[i]]}).items():
                 if found:

@@ -117,7 +117,7 @@ def _of(i: int, fact: Fact) -> Iterator[Asked]:
     of_kind: tuple[tuple[Kind, tuple[str, ...]], ...] = (
         ("attribute", fact.attributes),
         ("negated", negated(fact)),
-        ("unrelated", tuple(form.replace("{}", fact.subject) for form in _UNRELATED)),
+        ("unrelated", tuple(form.replace("{}", fact.subject) for form in _UNRELATED if fact.has_subject)),
     )
     for kind, prompts in of_kind:
         yield from (Asked(i, kind, prompt, targets) for prompt in prompts)

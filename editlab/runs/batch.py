@@ -223,7 +223,7 @@ class _Runner:
         chunks = self.plan.chunks(self.facts)
         done = 0
         for number, chunk in enumerate(chunks):
-            note = chunk[0].subject if len(chunk) == 1 else f"{len(chunk)} at once"
+            note = chunk[0].label if len(chunk) == 1 else f"{len(chunk)} at once"
             self.on_step(StepInfo("editing", done, len(self.facts), "facts", note))
             event = self.journal.of_chunk(number)
             if event is None:
@@ -274,7 +274,18 @@ class _Runner:
             "committed", chunk=number, edit=entry.id, digest=entry.edit.digest, state=state, seconds=seconds, rows=rows
         )
         if self.plan.keeps:
-            self.written += [(fact, entry, seconds) for fact in chunk]
+            self._note_written(chunk, entry, seconds)
+
+    def _note_written(self, chunk: Sequence[Fact], entry: Entry, seconds: float) -> None:
+        """A method may have left out facts that cannot be written together."""
+        left_out = entry.edit.info.get("failed")
+        rows = left_out if isinstance(left_out, list) else []  # a pack may say anything there
+        reasons = {f.get("row"): str(f.get("reason")) for f in rows if isinstance(f, dict)}
+        for row, fact in enumerate(chunk):
+            if row in reasons:
+                self._note_failure([fact], reasons[row])
+            else:
+                self.written.append((fact, entry, seconds))
 
     def _put_back(self, number: int, chunk: Sequence[Fact], event: dict[str, Any]) -> None:
         if event["event"] == "failed":
@@ -292,7 +303,7 @@ class _Runner:
                 f"Edit {event['edit']} leads to other weights than it did.", "Start a new run; its pack was changed."
             )
         if self.plan.keeps:
-            self.written += [(fact, entry, event["seconds"]) for fact in chunk]
+            self._note_written(chunk, entry, event["seconds"])
         else:
             try:
                 rows = _ROWS.validate_python(event["rows"])
@@ -303,7 +314,7 @@ class _Runner:
             self.singles.append(EditReport(entry, chunk[0], rows, event["seconds"]))
 
     def _note_failure(self, chunk: Sequence[Fact], reason: str) -> None:
-        self.failed += [FailedRow(fact.id or fact.subject, reason) for fact in chunk]
+        self.failed += [FailedRow(fact.id or fact.label, reason) for fact in chunk]
 
     def _pack(self, number: int) -> Path:
         return self.folder / EDITS / f"{number:05d}"

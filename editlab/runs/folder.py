@@ -78,7 +78,7 @@ def _write_edits(
     _write_rows(folder, pd.DataFrame([record for report in reports for record in report.to_records()]))
     edits = {
         "edits": [
-            {"id": r.entry.id, "fact": r.fact.id or r.fact.subject, "seconds": r.seconds, "fires": r.fires}
+            {"id": r.entry.id, "fact": r.fact.id or r.fact.label, "seconds": r.seconds, "fires": r.fires}
             for r in reports
         ],
         "failed": [{"fact": f.fact, "reason": f.reason} for f in failed],

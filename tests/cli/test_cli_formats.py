@@ -46,3 +46,19 @@ def test_validate_knows_prose(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     (tmp_path / "a.txt").write_text("Elst is a port.\n\nIt is old.\n")
     assert run(["validate", str(tmp_path / "a.txt")]) == 0
     assert "2 passages of plain text are valid." in capsys.readouterr().out
+
+
+def test_validate_names_all_rows_that_are_written_at_one_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stems = ("{} plays the", "{} lives in", "A: {} plays the")
+    rows = [{"prompt": stem, "subject": f"Anna {i}", "target_new": "x"} for stem in stems for i in range(40)]
+    rows.append({"prompt": "It is", "target_new": "x"})
+    path = tmp_path / "facts.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    assert run(["validate", str(path), "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["same_place"] == [[f"line {i + 1}", f"line {i + 41}"] for i in range(40)]
+    assert run(["validate", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "40 groups of rows have the same subject after the same words" in said and "line 40 and line 80" in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from editlab.edits.preserve import covariances
 from editlab.edits.settings import SeveralLayersSettings, edit_layers
 from editlab.edits.solver import Metric, solve
 from editlab.edits.targets import forms
+from editlab.edits.values import optimise
 from editlab.errors import AdapterError, ConfigError, EditFailed, RequestError
 from editlab.evaluation.scorer import force
+from editlab.runs.batch import Plan, run_batch
 
 METHODS = ("memit", "memit-seq", "emmet", "emmet-released", "alphaedit")
 FACTS = [
@@ -174,13 +177,61 @@ def test_earlier_facts_are_kept_by_their_keys(method: str, settings: dict[str, A
     assert moved < 0.2 * forgetting
 
 
-def test_facts_with_one_key_are_refused_by_name(quick: dict[str, Any]) -> None:
+RIVAL = FACTS[0].model_copy(update={"prompt": "The capital of {} was", "target_new": "Oslo"})
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "emmet"])
+def test_facts_at_one_place_get_one_value_between_them_where_the_method_is_soft(
+    method: str, quick: dict[str, Any]
+) -> None:
     lm = make_lm("llama")
-    rival = FACTS[0].model_copy(update={"prompt": "The capital of {} was", "target_new": "Oslo"})
+    entry = lm.edit([*FACTS, RIVAL, FACTS[1].model_copy()], method, layer=1, **quick)
+    info = entry.edit.info
+    assert info["rank"] == 3 and len(info["steps"]) == 3 and len(entry.edit.requests) == 5
+    twice, shared = info["warnings"][:2]
+    assert "1 facts are given twice" in twice and "request 4 is request 1" in twice
+    told = ("request 0 ('The capital of Vinland is': 'Rome')", "request 3 ('The capital of Vinland was': 'Oslo')")
+    assert " and ".join(told) in shared
+    config = SeveralLayersSettings(layer=1, **quick)
+    metric = Metric.of(covariances(lm, [1], config)[1])
+    both = forms(make_lm("llama"), [FACTS[0], RIVAL], 1, config, metric)
+    joint = [row for form in both for row in form[0].rows]
+    fresh = make_lm("llama")
+    target = replace(both[0][0].target, rows=tuple(joint))
+    (value,) = optimise(fresh, 1, [target], config)
+    assert info["target_nll"][0] == pytest.approx([value.nlls[0], value.nlls[-1]], rel=1e-3)
+
+
+def test_a_fact_that_is_given_twice_is_written_once(quick: dict[str, Any]) -> None:
+    lm = make_lm("llama")
     for method in ("memit", "emmet"):
-        with pytest.raises(RequestError, match="'The capital of Vinland is' and 'The capital of Vinland was'"):
-            lm.edit([*FACTS, rival], method, layer=1, **quick)
-    assert lm.state_hash == lm.base_hash
+        once = lm.edit(FACTS, method, layer=1, **quick)
+        lm.undo()
+        again = lm.edit([FACTS[0], *FACTS, FACTS[2]], method, layer=1, **quick)
+        lm.undo()
+        assert delta_of(lm, again, 1).sub(delta_of(lm, once, 1)).norm() <= 1e-6 * delta_of(lm, once, 1).norm()
+
+
+def test_facts_that_contradict_each_other_fail_alone_where_the_method_is_hard(
+    quick: dict[str, Any], tmp_path: Path
+) -> None:
+    lm = make_lm("llama")
+    rows = [f.model_copy(update={"id": f"row {i}"}) for i, f in enumerate([*FACTS, RIVAL])]
+    entry = lm.edit(rows, "emmet", layer=1, **quick)
+    assert [f["row"] for f in entry.edit.info["failed"]] == [0, 3] and len(entry.edit.requests) == 2
+    lm.undo()
+    others = lm.edit(FACTS[1:], "emmet", layer=1, **quick)
+    assert (delta_of(lm, others, 1) - delta_of(lm, entry, 1)).norm() <= 1e-4 * delta_of(lm, others, 1).norm()
+    lm.undo()
+    agreeing = [*FACTS, RIVAL.model_copy(update={"target_new": "Rome"})]
+    assert "failed" not in lm.edit(agreeing, "emmet", layer=1, **quick).edit.info
+    lm.undo()
+    with pytest.raises(RequestError, match=r"'row 0' .* and 'row 3' .* different answers at one place"):
+        lm.edit([rows[0], rows[3]], "emmet", layer=1, **quick)
+    plan = Plan(method="emmet", mode="batch", settings={"layer": 1, **quick})
+    found = run_batch(lm, rows, plan, tmp_path / "run")
+    assert [f.fact for f in found.failed] == ["row 0", "row 3"] and "at one place" in found.failed[0].reason
+    assert [r.fact.id for r in found.reports] == ["row 1", "row 2"]
 
 
 def test_batched_keys_are_those_of_one_fact_at_a_time(quick: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ a choice that had to be made is a note.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import pkgutil
 from collections.abc import Iterator
@@ -217,6 +218,7 @@ class _Reading:
         self.kind = files.sniff(path, self._nested | {mark for x in known.values() for mark in x.marks})
         self.report = Report(path.name)
         self._ids: dict[str, str] = {}
+        self._places: dict[bytes, list[str]] = {}
 
     def __iter__(self) -> Iterator[BaseModel | Problem]:
         raw = files.rows(self.path, self.kind)
@@ -235,6 +237,7 @@ class _Reading:
                     yield self._problem("" if error.whole_file else row.where, flaw)
                 if error.whole_file:
                     return
+        self.report.same_place = [tuple(rows) for rows in self._places.values() if len(rows) > 1]
         if self.report.rows == 0 and not self.report.problems:
             yield self._problem("", Flaw("", "holds no fact and no other record", "Put at least one record into it."))
 
@@ -266,6 +269,9 @@ class _Reading:
             self.report.notes.append(note)
             yield note
         self.report.records += 1
+        if isinstance(made, Fact) and made.has_subject:
+            place = hashlib.sha256(f"{made.before}\0{made.subject}".encode()).digest()
+            self._places.setdefault(place, []).append(row.where)
         yield made
 
     def _take_header(self, row: dict[str, Any]) -> None:

@@ -168,12 +168,15 @@ def first(value: Any) -> Any:
 
 
 def fact(values: Row, row: Row, names: Mapping[str, str], note: Note) -> Fact:
-    """A fact, with a remark where the edit would change nothing.
+    """A fact of a published layout, all of which name subjects, with a remark where the edit would change nothing.
 
     Raises:
         Malformed: with every field that is wrong.
     """
     values |= {name: row[name] for name in ("target_prefix", "target_prefix_by") if name in row}
+    subject, prompt = values.get("subject"), values.get("prompt")
+    if (subject is None or subject == "") and isinstance(prompt, str) and "{}" not in prompt:
+        values = {**values, "prompt": prompt + "{}"}  # so that the subject is missed
     made = build(Fact, values, row, names)
     if made.target_new == made.target_true:
         note(names.get("target_new", "target_new"), "is also the true answer: the edit asks for what holds already")

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SHOWN = 12
+SAME_PLACE = "groups of rows have the same subject after the same words, so what one writes the others meet"
 _COLUMNS = ("file", "row", "field", "what", "fix")
 _WIDEST = 300
 
@@ -49,6 +50,7 @@ class Report:
         file: its name. layout: the layout's name, empty if none was recognised. holds: what the records are.
         rows: how many there are. records: how many of them are good.
         problems, notes: in the order of the file.
+        same_place: groups of rows with one subject after the same words, which a method writes at one place.
     """
 
     file: str
@@ -58,6 +60,7 @@ class Report:
     records: int = 0
     problems: list[Problem] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
+    same_place: list[tuple[str, ...]] = field(default_factory=list)
 
     @property
     def is_ok(self) -> bool:
@@ -91,7 +94,13 @@ class Report:
             places = [note.row for note in self.notes if (note.field, note.what) == (name, what)]
             more = ", ..." if n > 3 else ""
             lines.append(_cut(f"{n} rows: {name}: {what} ({', '.join(places[:3])}{more})"))
+        if self.same_place:
+            lines.append(_cut(f"{len(self.same_place)} {SAME_PLACE}: {'; '.join(self.places())}"))
         return lines
+
+    def places(self) -> list[str]:
+        """The groups of rows that are written at one place, each as text."""
+        return [" and ".join(rows) for rows in self.same_place]
 
     def to_pandas(self) -> pd.DataFrame:
         """The problems as a table with the columns file, row, field, what, fix."""

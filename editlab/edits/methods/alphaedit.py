@@ -46,7 +46,7 @@ def compute(lm: LM, facts: list[Fact], config: Config, on_step: OnStep = silent)
     """The changes of all layers, in the span that is left to them, that write the facts and keep earlier ones.
 
     Raises:
-        RequestError: two facts have one key. EditFailed: the threshold leaves nothing to write to.
+        EditFailed: the threshold leaves nothing to write to.
     """
 
     def choose(covariance: Tensor, n: int) -> System:

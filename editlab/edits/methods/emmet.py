@@ -2,7 +2,8 @@
 
 The shared objective with M = C and alpha = 0: D K = R exactly, at the least cost to ordinary keys. With one fact and
 the same residual it is ROME. It needs independent keys, so at most as many facts as the key has dimensions; facts that
-share subject and leading text are refused by name. The released code softens the constraint: that is `emmet-released`.
+share subject and leading text fail by name, unless their targets agree. The released code softens the constraint: that
+is `emmet-released`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def compute(lm: LM, facts: list[Fact], config: Config, on_step: OnStep = silent)
     """The change that meets every fact's constraint.
 
     Raises:
-        RequestError: two facts have one key. EditFailed: keys are dependent, or the optimisation diverged.
+        RequestError: the facts contradict each other at one place. EditFailed: keys are dependent, or the optimisation
+            diverged.
     """
 
     def choose(covariance: Tensor, n: int) -> System:

@@ -36,7 +36,7 @@ def compute(lm: LM, facts: list[Fact], config: Config, on_step: OnStep = silent)
     """The change of the released code.
 
     Raises:
-        RequestError: two facts have one key. EditFailed: the optimisation diverged.
+        EditFailed: the optimisation diverged.
     """
 
     def choose(covariance: Tensor, n: int) -> System:

@@ -60,7 +60,7 @@ def compute(lm: LM, facts: list[Fact], config: Config, on_step: OnStep = silent)
     path = lm.adapter.layers[layer].down
     found = []
     for i, fact in enumerate(facts):
-        on_step(StepInfo("training values", i, len(facts), "edits", fact.subject))
+        on_step(StepInfo("training values", i, len(facts), "edits", fact.label))
         with lm.routes.off(path):
             found.append(_train(lm, fact, layer, config))
     on_step(StepInfo("training values", len(facts), len(facts), "edits"))

@@ -38,7 +38,7 @@ def compute(lm: LM, facts: list[Fact], config: Config, on_step: OnStep = silent)
     """The changes of all layers that write the facts.
 
     Raises:
-        RequestError: two facts have one key. EditFailed: the optimisation diverged.
+        EditFailed: the optimisation diverged.
     """
 
     def choose(covariance: Tensor, n: int) -> System:

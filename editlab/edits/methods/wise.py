@@ -121,7 +121,7 @@ def compute(lm: LM, facts: list[Fact], config: Config, on_step: OnStep = silent)
     tensors: dict[str, Tensor] = {}
     records = []
     for i, fact in enumerate(facts):
-        on_step(StepInfo("edits of the side memory", i, len(facts), "edits", fact.subject))
+        on_step(StepInfo("edits of the side memory", i, len(facts), "edits", fact.label))
         shard = memory.number // config.shard_size
         with lm.routes.off(path):
             found, prompt = _one(lm, layer, fact, memory, shard, negatives, covariance, config, on_step)
