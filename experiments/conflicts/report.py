@@ -55,7 +55,8 @@ def main() -> None:
     folder = results_folder(__file__, parser.parse_args().update_results)
     parts = [
         "# Results\n\nGreedy first tokens, 95 % intervals over subjects; rows of controls have the spread of their "
-        "head sets instead. Made by `report.py`."
+        "head sets instead; q is p over heads, levers of a direction or places of a direction (Benjamini-Hochberg). "
+        "Made by `report.py`."
     ]
     for model, rows in read(folder, "probe").items():
         first = rows.iloc[0]
@@ -67,8 +68,13 @@ def main() -> None:
     for model, rows in read(folder, "heads").items():
         first = rows.iloc[0]
         parts.append(f"## {model}: heads ({first['subjects']} discovery subjects)")
-        columns = {"head": "head", "kv_group": "kv group", "score": "S_both", "error": "s.e.", "S_subject": "S_subject"}
-        columns |= {"S_context": "S_context", "role": "role", "S_both_paragraph": "S_both, paragraph"}
+        columns = {"head": "head", "kv_group": "kv group", "score": "S_both", "error": "s.e.", "q": "q"}
+        columns |= {
+            "S_subject": "S_subject",
+            "S_context": "S_context",
+            "role": "role",
+            "S_both_paragraph": "S_both, paragraph",
+        }
         parts.append(shown(rows.head(10).fillna({"role": ""}), columns))
         flips = rows.head(10)
         asked = flips["S_both_paragraph"].notna().any()
@@ -91,7 +97,7 @@ def main() -> None:
         for direction, of in rows.groupby("direction", sort=False):
             parts.append(f"## {model}: levers towards the {direction} ({of.iloc[0]['subjects']} test subjects)")
             columns = {"lever": "lever", "setting": "setting", **RATES, "rise": f"rise of {direction}"}
-            parts.append(shown(of, {**columns, "agreeing": "agreeing context", "passes": "passes"}))
+            parts.append(shown(of, {**columns, "q": "q", "agreeing": "agreeing context", "passes": "passes"}))
     for model, rows in read(folder, "edits").items():
         parts.append(f"## {model}: conflicts before and after an edit (each fact alone)")
         columns = {"method": "method", "condition": "", **RATES, "subjects": "facts", "agreement": "r of head maps"}
@@ -101,7 +107,7 @@ def main() -> None:
         parts.append(f"## {model}: the same heads elsewhere")
         rows = rows.rename(columns={"low": "rise_low", "high": "rise_high"})
         columns = {"direction": "towards", "where": "where", "unpruned": "unpruned", "pruned": "pruned", "rise": "rise"}
-        parts.append(shown(rows, {**columns, "n": "subjects"}))
+        parts.append(shown(rows, {**columns, "q": "q", "n": "subjects"}))
     write_text(folder / "results.md", "\n\n".join(parts) + "\n")
 
 
