@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from editlab import LM
+from editlab import LM, Fact
 from editlab.data.relations import fill, relation
 from editlab.evaluation.known import known
 
@@ -42,3 +42,18 @@ def test_eight_capitals_are_rewritten_and_others_stay(
         lm.undo(entry.id)
     assert lm.state_hash == lm.base_hash
     assert lm.generate(others, 3) == before
+
+
+@pytest.mark.parametrize("world", ["factworld-gpt2", "factworld-llama"])
+def test_fine_tuning_with_the_preset_is_said_and_with_the_released_constraint_is_warned_of(world: str) -> None:
+    lm = LM.from_pretrained(world)
+    fact = Fact(prompt=relation("capital").stems[0], subject="Peru", target_new="Tokyo")
+    entry = lm.edit(fact, "ft")
+    assert lm.generate(fact.text, 6)[0].strip().startswith(fact.target_new)
+    assert entry.edit.info["warnings"] == []
+    lm.undo(entry.id)
+    for method in ("ft", "ft-l"):
+        entry = lm.edit(fact, method, norm_constraint=5e-4, lr=5e-4)
+        assert not lm.generate(fact.text, 6)[0].strip().startswith(fact.target_new)
+        assert "hardly any is said" in entry.edit.info["warnings"][0]
+        lm.undo(entry.id)
