@@ -55,6 +55,12 @@ class Cone:
     stamps: tuple[int, int] = (0, 0)
     patches: tuple[Wish, ...] = ()
 
+    @property
+    def frame(self) -> Frame:
+        """What a forward pass from here computes."""
+        width = self.batch.width - self.cut
+        return Frame(self.batch.mask, self.cut, width, start=self.layer, frozen=frozenset(self.patches))
+
     def rows(self, index: Tensor | Sequence[int]) -> Cone:
         """The cone of the rows at `index` (repeats allowed): one row per change to try."""
         index = torch.as_tensor(index, device=self.resid.device)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -228,13 +227,7 @@ class Session(AbstractContextManager["Session"]):
         with ExitStack() as stack:
             if isinstance(inputs, Cone):
                 inputs.check(self._stamp, dispatcher.patches())
-                frame = replace(
-                    frame,
-                    offset=inputs.cut,
-                    width=batch.width - inputs.cut,
-                    start=inputs.layer,
-                    frozen=frozenset(inputs.patches),
-                )
+                frame = inputs.frame
                 past = inputs.cache() if inputs.past is not None else None
                 stack.enter_context(entering_at(self.model, self.adapter, inputs.layer, inputs.resid))
             wants_logits = any(w.site == "logits" for w in self._share.wishes)  # all of them, whatever is read
