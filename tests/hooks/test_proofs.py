@@ -334,6 +334,20 @@ def test_the_lens_of_conflicts_ends_at_the_model_s_own_difference(form: str) -> 
     torch.testing.assert_close(lens[-1].double(), lm.forward(batch, batch.last), rtol=1e-5, atol=1e-5)
 
 
+def test_what_a_component_writes_is_scored_in_the_model_s_own_logits() -> None:
+    from editlab.probes.channels.factors import factorise
+    from editlab.probes.channels.parts import Part
+    from editlab.probes.channels.readout import read_out
+
+    scores = []
+    for scaling in (1.0, 8.0):
+        model = build("granite", LLAMA | {"vocab_size": len(make_tokenizer()), "logits_scaling": scaling})
+        lm = LM(model, make_tokenizer())
+        scores.append(dict(read_out(lm, factorise(lm), Part(1, 2, 0)).tokens["writes +"]))
+    assert list(scores[0]) == list(scores[1])
+    assert all(scores[1][token] == pytest.approx(scores[0][token] / 8, rel=1e-5) for token in scores[0])
+
+
 @pytest.mark.parametrize("estimand", ["total", "direct", "path"])
 def test_path_patching_of_a_scaled_model_is_in_its_own_logits(estimand: Any) -> None:
     """MiniCPM-3 divides between the norm and the unembedding; a head replaced by itself leaves what there was."""

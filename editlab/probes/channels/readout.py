@@ -63,7 +63,7 @@ def read_out(lm: LM, factors: Factors, part: Part, k: int = 10) -> Readout:
     i, a = part.component, lm.adapter
     final = fold_of(lm.model, a.final_norm, a.d_model, factors.v.dtype)
     unembed, embed = (lm.weight(f"{name}.weight").to(factors.v) for name in (a.unembed, a.embed))
-    found = {"writes": unembed @ (factors.v[index, i] * final.gain)}
+    found = {"writes": a.logit_scale * (unembed @ (factors.v[index, i] * final.gain))}
     if embed.shape[1] == a.d_model:
         seen = layer_heads(lm, part.layer, embed.dtype).fold.scaled(embed)  # its gain is folded into what is read
         sides = {"reads": factors.u, "queries": factors.p, "keys": factors.q}
