@@ -50,6 +50,11 @@ class Card:
     aliases: tuple[str, ...] = ()
     note: str = ""
 
+    @property
+    def is_share(self) -> bool:
+        """Whether values lie between 0 and 1: means of yes or no, which formulas have in square brackets."""
+        return "[" in self.formula
+
     def text(self) -> str:
         """The card as Markdown."""
         chance = "none" if self.chance is None else f"{self.chance:g}"

@@ -160,7 +160,7 @@ def _pooled(found: Sequence[Evaluation]) -> Iterator[dict[str, Any]]:
         row: dict[str, Any] = {"metric": name}
         having = [e for e in found if name in _names(e)]  # a seed may have drawn no fact with a neighbour
         for state in STATES:
-            e = _estimate(name, state, having)
+            e = pooled(name, state, having)
             row |= {f"{state}_mean": e.mean, f"{state}_low": e.low, f"{state}_high": e.high, f"{state}_n": e.n}
         yield row
 
@@ -169,18 +169,22 @@ def _names(evaluation: Evaluation) -> set[str]:
     return {line.metric for line in evaluation.lines}
 
 
-def _estimate(name: str, state: str, found: Sequence[Evaluation]) -> Estimate:
+def pooled(name: str, state: str, found: Sequence[Evaluation]) -> Estimate:
+    """A metric over the items of several seeds, with an interval that speaks of other seeds."""
     if name.startswith("lm_eval/"):  # no items are kept of these: the mean over seeds, without an interval
         means = [getattr(e[name], state).mean for e in found]
         return Estimate(float(np.mean(means)), float("nan"), float("nan"), len(means))
     metric = metrics.find(name.split("[")[0])
-    if isinstance(metric, JointMetric):
-        return estimate_nested_joint([_columns(e, metric.of, state) for e in found], metric.combine)
+    shares = (0.0, 1.0)
+    if isinstance(metric, JointMetric):  # a mean of means
+        within = shares if all(metrics.find(of).card.is_share for of in metric.of) else None
+        return estimate_nested_joint([_columns(e, metric.of, state) for e in found], metric.combine, within=within)
     if isinstance(metric, ModelMetric) and metric.combine is not None:
         return estimate_nested_joint([_columns(e, (name,), state) for e in found], metric.combine)
     assert isinstance(metric, FactMetric | ModelMetric)
     columns = [_columns(e, (name,), state)[0] for e in found]
-    return estimate_nested([[x for x in column if not np.isnan(x)] for column in columns])
+    values = [[x for x in column if not np.isnan(x)] for column in columns]
+    return estimate_nested(values, within=shares if metric.card.is_share else None)
 
 
 def _columns(evaluation: Evaluation, names: Sequence[str], state: str) -> list[list[float]]:

@@ -8,7 +8,8 @@ import re
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pandas as pd
 import pytest
@@ -17,8 +18,11 @@ from cli_fixtures import ROWS, Cli
 
 import editlab.studies.work as work
 from editlab.errors import ConfigError, ResumeRefused, RunBusy
+from editlab.evaluation import metrics
+from editlab.evaluation.results import Evaluation
 from editlab.evaluation.statistics import estimate_joint, estimate_nested, estimate_nested_joint
 from editlab.runs.journal import Journal, alone
+from editlab.studies import results
 from editlab.studies.plan import StudyPlan, read_study
 from editlab.studies.run import read_result, run_study
 from editlab.studies.work import Task, carry_out
@@ -317,3 +321,25 @@ def test_spread_between_groups_widens_a_nested_joint_interval() -> None:
     apart = [[[level, level + 0.02] * 10, [level] * 20] for level in (0.1, 0.5, 0.9)]
     a, b = (estimate_nested_joint(groups, lambda x, y: x * y) for groups in (alike, apart))
     assert b.high - b.low > 3 * (a.high - a.low) and a.n == b.n == 60
+
+
+def test_shares_over_few_seeds_stay_shares_and_other_numbers_are_free() -> None:
+    def seed(values: dict[str, list[float]]) -> Evaluation:
+        rows = [
+            {"metric": name, "item": i, "state": "edited", "value": value}
+            for name, column in values.items()
+            for i, value in enumerate(column)
+        ]
+        return cast(Evaluation, SimpleNamespace(items=pd.DataFrame(rows)))
+
+    low, high = [0.1, 0.2, 0.15], [0.9, 0.8, 0.85]
+    names = ("efficacy", "paraphrase", "neighbourhood", "efficacy_magnitude")
+    seeds = [seed(dict.fromkeys(names, column)) for column in (low, high)]
+    for name in ("efficacy", "score"):
+        e = results.pooled(name, "edited", seeds)
+        assert (e.low, e.high) == (0.0, 1.0)  # two seeds that differ say nothing about others
+    free = results.pooled("efficacy_magnitude", "edited", seeds)
+    assert free.low < 0 and free.high > 1
+    shares = {name for name, metric in metrics.all_metrics().items() if metric.card.is_share}
+    assert shares >= {"efficacy", "zsre_efficacy", "fact_check"}
+    assert not shares & {"perplexity", "fluency", "efficacy_magnitude", "control_kl"}
