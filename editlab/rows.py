@@ -15,7 +15,7 @@ import torch
 
 from editlab.errors import RequestError
 from editlab.facts import Fact
-from editlab.hooks.batch import Batch, pad_rows, token_at
+from editlab.hooks.batch import Batch, pad_rows, positions_of, token_at
 from editlab.joining import TargetPrefix, join
 
 if TYPE_CHECKING:
@@ -94,6 +94,13 @@ def rewrite_row(lm: LM, fact: Fact, *, context: str = "", sink: bool) -> Row:
         )
     index = min(index, len(prompt) - 1)
     return Row(ids, index, reads, tuple(target), straddles, min(first, index))
+
+
+def rewrite_rows(lm: LM, fact: Fact, contexts: Sequence[str], *, sink: bool) -> list[Row]:
+    """`rewrite_row` behind each context that leaves it room: rows that the model has no positions for are left out."""
+    most = positions_of(lm.model)
+    rows = [rewrite_row(lm, fact, context=text, sink=sink) for text in contexts]
+    return [row for text, row in zip(contexts, rows, strict=True) if not text or most is None or len(row.ids) <= most]
 
 
 def subject_index(lm: LM, fact: Fact, lead: str = "", *, sink: bool) -> tuple[int, bool]:

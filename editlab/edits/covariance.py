@@ -33,7 +33,7 @@ from torch import Tensor
 
 from editlab.data.corpus import Corpus
 from editlab.errors import ConfigError, Interrupted
-from editlab.hooks.batch import Batch, pad_rows
+from editlab.hooks.batch import Batch, pad_rows, within_positions
 from editlab.models.cache import cache_root
 from editlab.progress import OnStep, StepInfo, silent
 from editlab.state.files import cause_told, write_tensors
@@ -76,7 +76,7 @@ class StatsSettings:
 
     Attributes:
         tokens: keys to collect; None means `TOKENS_PER_DIMENSION` per key dimension.
-        max_length: tokens taken of each passage.
+        max_length: tokens taken of each passage, at most; a model with fewer positions takes what it reads.
         seed: of the order of passages.
         batch_tokens: padded tokens per forward; does not change the keys that are collected.
     """
@@ -191,10 +191,10 @@ def plan(lm: LM, corpus: Corpus, settings: StatsSettings, wanted: int) -> list[B
     """
     order = torch.randperm(len(corpus.passages), generator=torch.Generator().manual_seed(settings.seed)).tolist()
     rows: list[list[int]] = []
-    have = 0
+    have, longest = 0, within_positions(lm.model, settings.max_length + 1)
     for index in order:
         ids, _ = lm.tokens(corpus.passages[index], sink=True)
-        ids = ids[: settings.max_length + 1][: wanted - have + 1]
+        ids = ids[:longest][: wanted - have + 1]
         if len(ids) > 1:
             rows.append(ids)
             have += len(ids) - 1

@@ -15,6 +15,7 @@ from faker import Faker
 
 from editlab.data.corpus import load_corpus
 from editlab.data.relations import fill, relations
+from editlab.errors import ConfigError
 
 if TYPE_CHECKING:
     from editlab.facts import Fact
@@ -22,12 +23,23 @@ if TYPE_CHECKING:
 MADE_UP = 150  # people, companies and places each
 
 
+def drawn(rng: random.Random, texts: Sequence[str], n: int, what: str) -> list[str]:
+    """`n` of the texts.
+
+    Raises:
+        ConfigError: there are not so many.
+    """
+    if n > len(texts):
+        raise ConfigError(f"{n:,} {what} are asked for, and there are {len(texts):,}.", "Ask for fewer.")
+    return rng.sample(texts, n)
+
+
 @cache
 def pool(n: int, *, seed: int, words: int = 16) -> tuple[str, ...]:
     """`n` texts, the beginning of prose passages and prompts in turn."""
     rng = random.Random(f"irrelevant {seed}")
     passages = load_corpus().passages
-    prose = [" ".join(text.split()[:words]) for text in rng.sample(passages, n - n // 2)]
+    prose = [" ".join(text.split()[:words]) for text in drawn(rng, passages, n - n // 2, "passages of prose")]
     stems = [stem for r in relations().values() for stem in r.stems]
     return (*prose, *(fill(rng.choice(stems), rng.choice(subjects())) for _ in range(n // 2)))
 
@@ -37,7 +49,7 @@ def near(fact: Fact, others: Sequence[str], n: int, *, seed: int) -> list[str]:
     if not fact.has_subject:
         return []
     rng = random.Random(f"near {seed} {fact.prompt} {fact.subject}")
-    return [fact.about(s) for s in rng.sample([s for s in others if s != fact.subject], n)]
+    return [fact.about(s) for s in drawn(rng, [s for s in others if s != fact.subject], n, "other subjects")]
 
 
 @cache

@@ -12,6 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from editlab.data.corpus import load_corpus
+from editlab.edits.irrelevant import drawn
 
 if TYPE_CHECKING:
     from editlab.facts import Fact
@@ -44,7 +45,7 @@ def sentences() -> tuple[str, ...]:
 
 def behind_prose(fact: Fact, n: int, *, seed: int) -> list[str]:
     """`n` sentences to put in front of the prompt."""
-    return _random("prose", fact, seed).sample(sentences(), n)
+    return drawn(_random("prose", fact, seed), sentences(), n, "sentences of prose")
 
 
 def with_words_left_out(fact: Fact, n: int, *, seed: int) -> list[Fact]:

@@ -265,7 +265,9 @@ def train(
         texts = [draw(quiet.pool, config.negatives), quiet.near, draw(quiet.others, PROMPTS)]
         silent_on = [heard(part, change) for part in texts if part.n]
         edits = heard(rows.prompts.some(own), change)
-        loss_a = margin_loss(torch.cat(silent_on), edits, config.alpha, config.beta, config.gamma)
+        loss_a = margin_loss(
+            torch.cat([edits.new_zeros(0), *silent_on]), edits, config.alpha, config.beta, config.gamma
+        )
         if quiet.earlier.n:
             loss_a = loss_a + _violated(config.beta - heard(draw(quiet.earlier, PROMPTS), change))
         fit = nll[: len(own)].mean()

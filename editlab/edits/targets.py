@@ -36,7 +36,7 @@ from editlab.errors import EditFailed
 from editlab.facts import Fact
 from editlab.hooks.batch import pad_rows
 from editlab.progress import OnStep, silent
-from editlab.rows import Row, essence_row, rewrite_row
+from editlab.rows import Row, essence_row, rewrite_row, rewrite_rows
 
 if TYPE_CHECKING:
     from editlab.lm import LM
@@ -87,7 +87,7 @@ def forms(lm: LM, facts: Sequence[Fact], layer: int, settings: LocateEditSetting
     released = settings.forms != "both"
     canonical = [_as_tokenized(lm, fact) if released else _canonical(lm, fact, layer) for fact in facts]
     rows = [
-        [*own.values(), *(rewrite_row(lm, fact, context=text, sink=not released) for text in texts)]
+        [*own.values(), *rewrite_rows(lm, fact, texts, sink=not released)]
         for fact, (own, _) in zip(facts, canonical, strict=True)
     ]
     states = states_at(lm, layer, [row for of_fact in rows for row in of_fact])

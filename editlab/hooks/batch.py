@@ -167,6 +167,11 @@ def positions_of(model: Any) -> int | None:
     return most if isinstance(most, int) else None
 
 
+def within_positions(model: Any, tokens: int) -> int:
+    """So many tokens, or as many as the model has positions for."""
+    return min(tokens, positions_of(model) or tokens)
+
+
 def check_length(model: Any, tokens: int) -> None:
     """Refuse what a model has no positions for: some fail there, and others go on with nonsense.
 

@@ -37,7 +37,7 @@ class Config(EditSettings):
 
     layer: int | None = Field(None, ge=0, description="layer of the codebook; default by model (code: 27 of 32)")
     radius: float = Field(1.0, gt=0, description="of a new key, in the units of the matrix's inputs (code: 1.0)")
-    steps: int = Field(50, ge=1, description="steps of Adam at most (code: 50)")
+    steps: int = Field(50, ge=1, le=10_000, description="steps of Adam at most (code: 50)")
     lr: float = Field(1.0, gt=0, description="Adam's learning rate (code: 1.0)")
     stop_nll: float = Field(0.02, ge=0, description="training ends below this loss")
     start: Literal["warm", "cold"] = Field(

@@ -39,7 +39,7 @@ from editlab.errors import PackError, RequestError
 from editlab.memories.kinds.wise import Routing, Shard, mask_of, pack, shards_of
 from editlab.memories.merges import MERGES
 from editlab.progress import OnStep, StepInfo, silent
-from editlab.rows import Row, rewrite_row
+from editlab.rows import Row, rewrite_row, rewrite_rows
 from editlab.state.edit import Edit
 
 if TYPE_CHECKING:
@@ -86,8 +86,8 @@ class Config(EditSettings):
         default={5: 5, 10: 5}, description="random texts put in front of the prompt: {length in tokens: how many}"
     )
     prose: int = Field(0, ge=0, description="sentences of ordinary prose put in front of the prompt")
-    left_out: int = Field(0, ge=0, description="copies of the prompt with words left out")
-    openings: int = Field(0, ge=0, description="other openings that name the subject")
+    left_out: int = Field(0, ge=0, le=1000, description="copies of the prompt with words left out")
+    openings: int = Field(0, ge=0, le=1000, description="other openings that name the subject")
     rows: int = Field(1000, ge=0, description="of these texts a step trains on, beside the prompt")
     seed: int = Field(0, ge=0, description="of masks, contexts and draws")
     stats_text: str = Field("factbook", description="ordinary text: 'factbook' or a file")
@@ -279,10 +279,11 @@ def _own_rows(lm: LM, fact: Fact, config: Config) -> list[Row]:
     texts += behind_prose(fact, config.prose, seed=config.seed)
     reworded = with_words_left_out(fact, config.left_out, seed=config.seed)
     reworded += with_other_openings(fact, config.openings, seed=config.seed)
-    rows = [rewrite_row(lm, fact, context=text, sink=False) for text in ("", *texts)]
+    rows = rewrite_rows(lm, fact, ("", *texts), sink=False)
     # Every other rewording stands behind one of the texts.
     places = [texts[i // 2 % len(texts)] if i % 2 and texts else "" for i in range(len(reworded))]
-    return rows + [rewrite_row(lm, f, context=text, sink=False) for f, text in zip(reworded, places, strict=True)]
+    behind = (rewrite_rows(lm, f, [text], sink=False) for f, text in zip(reworded, places, strict=True))
+    return rows + [row for found in behind for row in found]
 
 
 def _add(tensors: dict[str, Tensor], shard: int, values: Tensor, mask: Tensor, prompt: Tensor) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from editlab.evaluation.cards import FORCED, Card, ModelMetric
-from editlab.hooks.batch import pad_rows
+from editlab.hooks.batch import pad_rows, within_positions
 from editlab.hooks.placement import in_float64
 from editlab.progress import OnStep, StepInfo
 
@@ -75,7 +75,7 @@ def _prose(lm: LM, suite: Suite) -> Iterator[tuple[str, list[int]]]:
     for number, text in enumerate(held_out(suite.prose)):
         ids, _ = lm.tokens(text, sink=True)
         if len(ids) > PASSAGE_TOKENS // 2:
-            yield f"{number}: {text[:40]}", ids[: PASSAGE_TOKENS + 1]
+            yield f"{number}: {text[:40]}", ids[: within_positions(lm.model, PASSAGE_TOKENS + 1)]
             found += 1
             if found == suite.passages:
                 return

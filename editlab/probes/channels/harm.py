@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from editlab.data.corpus import held_out
-from editlab.hooks.batch import pad_rows
+from editlab.hooks.batch import pad_rows, within_positions
 from editlab.probes.channels.components import component_edit
 from editlab.probes.channels.parts import Part
 
@@ -20,8 +20,9 @@ TOKENS = 96
 
 def perplexity(lm: LM, passages: int) -> float:
     """Of the first tokens of held-out passages, each after the sink."""
-    rows = [ids[: TOKENS + 1] for ids in (lm.tokens(text, sink=True)[0] for text in held_out()[: 3 * passages])]
-    rows = [ids for ids in rows if len(ids) > TOKENS // 2][:passages]
+    longest = within_positions(lm.model, TOKENS + 1)
+    rows = [ids[:longest] for ids in (lm.tokens(text, sink=True)[0] for text in held_out()[: 3 * passages])]
+    rows = [ids for ids in rows if len(ids) > longest // 2][:passages]
     total = n = 0.0
     for ids in rows:
         batch = pad_rows([ids], device=lm.device)

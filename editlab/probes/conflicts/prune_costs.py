@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from editlab.data.corpus import held_out
-from editlab.hooks.batch import pad_rows
+from editlab.hooks.batch import pad_rows, within_positions
 from editlab.hooks.heads import HeadGains
 from editlab.probes.conflicts.items import Items
 from editlab.probes.conflicts.rates import by_subject
@@ -61,11 +61,11 @@ class Prose:
     """
 
     def __init__(self, lm: LM, lowest: int = 0) -> None:
-        rows = []
+        rows, width = [], within_positions(lm.model, PASSAGE_TOKENS)
         for text in held_out():
             ids, _ = lm.tokens(text, sink=True)
-            if len(ids) >= PASSAGE_TOKENS:
-                rows.append(ids[:PASSAGE_TOKENS])
+            if len(ids) >= width:
+                rows.append(ids[:width])
             if len(rows) == PASSAGES:
                 break
         self.lm = lm
