@@ -7,9 +7,11 @@ from collections import Counter
 import pandas as pd
 import streamlit as st
 
+from editlab.facts import Fact
 from editlab.state.ledger import Entry
 
 from .. import answers, clicks, downloads, errors, links, panel, session, work
+from . import single
 
 SLOT = "edit.replay"
 PLACE = "ledger.state"
@@ -111,6 +113,7 @@ def _change(lab: session.Lab, entries: list[Entry]) -> None:
 def _duplicate(entry: Entry) -> None:
     """Fill the Single tab's form; a callback, because these widgets have been drawn when the button is."""
     request = entry.edit.requests[0]
+    single.fill_beside(Fact.model_validate(request))
     filled = {
         "ed_method": entry.edit.method,
         "ed_subject": request.get("subject", ""),

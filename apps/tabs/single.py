@@ -18,6 +18,7 @@ from .. import cells, commands, downloads, errors, links, panel, plugins, sessio
 from . import method as methods
 
 SLOT = "edit.preview"
+_BESIDE = "editlab.ed_beside"  # the fact that the fields of paraphrases and neighbours were filled for, and with what
 # In pixels: what changed is in sight on a narrow screen too.
 WIDTHS = {
     name: st.column_config.TextColumn(width=w) for name, w in {"prompt": 200, "before": 130, "after": 130}.items()
@@ -73,24 +74,23 @@ def _form(lab: session.Lab, method: str) -> tuple[dict[str, Any], str, dict[str,
             help="Optional: its probability is shown.",
         )
         layers, changed = methods.settings_form(lab.lm, method, "ed", "ed_layers")
+        first = _beside_first(example, prompt, subject)
         with st.expander("Paraphrases and neighbours"):
             columns = st.columns(2)
-            own = prompt == example.text
             paraphrases = columns[0].text_area(
                 "Paraphrases, one a line",
-                "\n".join(example.paraphrases) if own else "",
-                key="ed_paraphrases",
-                persist_state="session",
+                first["ed_paraphrases"],
+                **links.text("ed_paraphrases"),
                 help="Other ways to ask. Empty: suggested, and marked so.",
             )
             neighbours = columns[1].text_area(
                 "Neighbours, one a line",
-                "\n".join(cells.text_of(q) for q in example.neighbours) if own else "",
-                key="ed_neighbours",
-                persist_state="session",
+                first["ed_neighbours"],
+                **links.text("ed_neighbours"),
                 help=f"Prompts that must keep their answers. Each may state its own after {cells.ANSWER}; else it is "
                 "what the model says before the edit. Empty: suggested, and marked so.",
             )
+        st.session_state[_BESIDE] = (prompt, subject), {"ed_paraphrases": paraphrases, "ed_neighbours": neighbours}
         wanted = st.form_submit_button("Preview edit", type="primary", disabled=lab.job is not None)
     links.check("ed_layers", "layers", layers, f"0 to {lab.lm.adapter.n_layers - 1}")
     row = {
@@ -102,6 +102,34 @@ def _form(lab: session.Lab, method: str) -> tuple[dict[str, Any], str, dict[str,
         "neighbours": [cells.neighbour_of(line) for line in _lines(neighbours)],
     }
     return row, layers, changed, wanted
+
+
+def fill_beside(fact: Fact) -> None:
+    """Put a fact's paraphrases and neighbours into the form, which is about to get the fact itself."""
+    texts = _texts_beside(fact)
+    st.session_state.update(texts)
+    st.session_state[_BESIDE] = (fact.text, fact.subject), texts
+
+
+def _beside_first(example: Fact, prompt: str, subject: str) -> dict[str, str]:
+    """What the fields of paraphrases and neighbours begin with.
+
+    What stands there for one fact says nothing about another: it goes when the fact changes and it does not.
+    """
+    texts = _texts_beside(example)
+    was, then = st.session_state.get(_BESIDE, ((example.text, example.subject), texts))
+    if (prompt, subject) != was:
+        for key, text in then.items():
+            if st.session_state.get(key) == text:
+                st.session_state[key] = ""
+    return texts if (prompt, subject) == (example.text, example.subject) else dict.fromkeys(texts, "")
+
+
+def _texts_beside(fact: Fact) -> dict[str, str]:
+    return {
+        "ed_paraphrases": "\n".join(fact.paraphrases),
+        "ed_neighbours": "\n".join(cells.text_of(q) for q in fact.neighbours),
+    }
 
 
 def _lines(text: str | None) -> list[str]:
@@ -194,12 +222,13 @@ def _table(report: EditReport) -> pd.DataFrame:
             {
                 "what": KINDS.get(r.kind, r.kind) + (" (suggested)" if r.is_suggested else ""),
                 "prompt": r.prompt,
-                "changed": ("● " if r.changed and not r.apart else "") + r.verdict,
+                "changed": ("same" if not r.changed else "changed" if r.apart else "● changed"),
                 "before": first(r.answer[0]),
                 "after": first(r.answer[1]),
                 f"P({report.fact.target_new})": percent(r.p_new),
                 "own answer": r.own or "",
                 "P(own answer)": percent(r.p_true),
+                "not counted, because": r.apart,
             }
             for r in report.rows
         ]
