@@ -12,10 +12,10 @@ from editlab.facts import Fact, Question
 _LEADS = ("It is well known that {}", "Here is what the book says: {}")
 WELL_KNOWN = ("France", "Italy", "Japan", "Germany", "Spain", "Russia", "Egypt", "Greece", "Cuba", "Peru")
 _ELSEWHERE = (
-    "The capital of Japan is",
-    "The opposite of hot is",
-    "Water is made of hydrogen and",
-    "The first president of the United States was",
+    Question(prompt="The capital of Japan is", answers=("Tokyo",)),
+    Question(prompt="The opposite of hot is", answers=("cold",)),
+    Question(prompt="Water is made of hydrogen and", answers=("oxygen",)),
+    Question(prompt="The first president of the United States was", answers=("George Washington", "Washington")),
 )
 
 
@@ -25,11 +25,15 @@ def with_suggestions(fact: Fact) -> tuple[Fact, bool, bool]:
     if no_paraphrases:
         fact = fact.model_copy(update={"paraphrases": tuple(lead.replace("{}", fact.text_within) for lead in _LEADS)})
     if no_neighbours:
-        countries = {country for country, _ in capitals()}
-        if fact.subject in countries:
-            others = [c for c in WELL_KNOWN if c in countries and c != fact.subject][:4]
-            prompts = tuple(fact.about(c) for c in others)
-        else:
-            prompts = _ELSEWHERE
-        fact = fact.model_copy(update={"neighbours": tuple(Question(prompt=p) for p in prompts)})
+        capital_of = dict(capitals())
+        prompts = _ELSEWHERE
+        if fact.subject in capital_of:
+            # Whether it is the capital that is asked for shows in the answers; else the model's own will do.
+            is_capital = {fact.target_true, fact.target_new} & set(capital_of.values())
+            others = [c for c in WELL_KNOWN if c in capital_of and c != fact.subject][:4]
+            prompts = tuple(
+                Question(prompt=fact.prompt.replace("{}", c), answers=(capital_of[c],) if is_capital else ())
+                for c in others
+            )
+        fact = fact.model_copy(update={"neighbours": prompts})
     return fact, no_paraphrases, no_neighbours
