@@ -26,10 +26,10 @@ def with_suggestions(fact: Fact) -> tuple[Fact, bool, bool]:
         fact = fact.model_copy(update={"paraphrases": tuple(lead.replace("{}", fact.text_within) for lead in _LEADS)})
     if no_neighbours:
         capital_of = dict(capitals())
-        prompts = _ELSEWHERE
+        prompts: tuple[Question, ...] = _ELSEWHERE
         if fact.subject in capital_of:
-            # Whether it is the capital that is asked for shows in the answers; else the model's own will do.
-            is_capital = {fact.target_true, fact.target_new} & set(capital_of.values())
+            # Where it is not plain that a capital is asked for, what the model says will do.
+            is_capital = fact.target_true == capital_of[fact.subject] or "capital of" in fact.prompt.casefold()
             others = [c for c in WELL_KNOWN if c in capital_of and c != fact.subject][:4]
             prompts = tuple(
                 Question(prompt=fact.prompt.replace("{}", c), answers=(capital_of[c],) if is_capital else ())
