@@ -355,3 +355,8 @@ def test_resume_of_what_is_no_run_or_done(
             (tmp_path / "run" / "manifest.json").write_text(damaged)
         refused = cli("resume", tmp_path / "run")
         assert refused.code == 7 and "its manifest.json is missing or damaged" in refused.err, damaged
+
+
+def test_a_limit_on_norms_does_not_stop_a_memory_that_changes_none(tmp_path: Path) -> None:
+    plan = Plan(method="grace", mode="sequential", settings={"steps": 2}, stop=StopRules(max_norm=2.0))
+    assert len(run_batch(make_lm("llama"), FACTS[:2], plan, tmp_path / "run").reports) == 2
