@@ -32,8 +32,7 @@ def with_suggestions(fact: Fact) -> tuple[Fact, bool, bool]:
             is_capital = fact.target_true == capital_of[fact.subject] or "capital of" in fact.prompt.casefold()
             others = [c for c in WELL_KNOWN if c in capital_of and c != fact.subject][:4]
             prompts = tuple(
-                Question(prompt=fact.prompt.replace("{}", c), answers=(capital_of[c],) if is_capital else ())
-                for c in others
+                Question(prompt=fact.about(c), answers=(capital_of[c],) if is_capital else ()) for c in others
             )
         fact = fact.model_copy(update={"neighbours": prompts})
     return fact, no_paraphrases, no_neighbours
