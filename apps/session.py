@@ -117,7 +117,7 @@ class Lab:
 def begin() -> None:
     """At the top of every run: have the model loaded if there is none yet, and take over what has come."""
     if not {LAB, FAILURE, COMING} & st.session_state.keys():
-        load(Source(os.environ.get("EDITLAB_MODEL") or None))
+        load(Source(os.environ.get("EDITLAB_MODEL") or None, os.environ.get("EDITLAB_REVISION") or None))
     _take_model()
     if LAB in st.session_state:
         st.session_state[LAB].collect()

@@ -20,6 +20,7 @@ PACKAGE = "editlab_apps"  # the folder apps/ of a checkout, under the name that 
 
 def start(
     model: options.Model = None,
+    revision: options.Revision = None,
     port: Annotated[int | None, typer.Option("--port", min=1, max=65535, help="8501 or the next free one.")] = None,
     shared: Annotated[
         bool, typer.Option("--shared", help="Let other machines in; each visitor gets run folders of their own.")
@@ -30,6 +31,7 @@ def start(
     with Output(quiet=quiet) as out:
         command = command_line(port=port, shared=shared)
         environment = os.environ | ({"EDITLAB_MODEL": model} if model else {})
+        environment |= {"EDITLAB_REVISION": revision} if revision else {}
         environment |= {"EDITLAB_APP_SHARED": "1"} if shared else {}
         out.say("Starting the app; Ctrl-C ends it.")
     run_instead(command, environment)

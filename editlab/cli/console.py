@@ -8,12 +8,13 @@ not catch errors: `__main__` turns whatever is raised into a sentence and an exi
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -49,13 +50,19 @@ class Output:
     quiet: Quiet = False
     _warnings: list[str] = field(default_factory=list, init=False)
     _steps: _Bars | _Lines | None = field(default=None, init=False)
+    _remarks: _Remarks = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._remarks = _Remarks(self.warn)
 
     def __enter__(self) -> Output:
+        logging.getLogger("editlab").addHandler(self._remarks)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        logging.getLogger("editlab").removeHandler(self._remarks)
         self._close_steps()
         if kind is KeyboardInterrupt:
             # Raised on as ours, because typer would turn the original into a silent exit.
@@ -195,6 +202,17 @@ def show_problem(problem: Problem, *, as_json: bool) -> None:
             file=sys.stderr,
             flush=True,
         )
+
+
+class _Remarks(logging.Handler):
+    """What the library warns of, said by the command."""
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._warn = warn
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._warn(record.getMessage())
 
 
 class _Bars:

@@ -6,7 +6,8 @@ def generate(out: Output, checkpoint: EditedCheckpoint, seed: Seed = 0) -> None:
     lm = checkpoint.open(out.on_step)
 
 A parameter whose type is a dataclass stands for its fields, which are options like any other: `Output` brings --json
-and --quiet, `Checkpoint` --model, --dtype, --device, --device-map and --threads, `EditedCheckpoint` --edits too.
+and --quiet, `Checkpoint` --model, --revision, --dtype, --device, --device-map and --threads, `EditedCheckpoint` --edits
+too.
 """
 
 from __future__ import annotations
@@ -50,6 +51,10 @@ Model = Annotated[
         envvar="EDITLAB_MODEL",
         help="A registered checkpoint, a model folder, or a hub id. The default checkpoint if left out.",
     ),
+]
+Revision = Annotated[
+    str | None,
+    typer.Option("--revision", metavar="REV", help="Branch, tag or commit of a hub model; the hub's own weights."),
 ]
 Dtype = Annotated[
     str,
@@ -116,6 +121,7 @@ class Checkpoint:
     """Which model to open, and how."""
 
     model: Model = None
+    revision: Revision = None
     dtype: Dtype = "float32"
     device: Device = "cpu"
     device_map: DeviceMap = None
@@ -127,6 +133,7 @@ class Checkpoint:
 
         return LM.from_pretrained(
             self.model or default,
+            revision=self.revision,
             dtype=self.dtype,
             device=self.device,
             device_map=self.device_map,

@@ -25,6 +25,8 @@ def pull(
 
     began = time.monotonic()
     entry = registry.default() if name is None else registry.get(name)
+    if name is not None and entry.copies(name):
+        out.warn(f"'{entry.name}' is not {entry.hub} itself. {entry.note}")
     was_there = is_cached(entry) and not force
     path = pull_entry(entry, out.on_step, force=force)
     seconds = round(time.monotonic() - began, 2)

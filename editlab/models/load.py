@@ -2,7 +2,9 @@
 
 1. an existing local folder is used as it is;
 2. a registered name (see `registry`) is fetched into the cache at first use;
-3. anything else is taken as a hub id: from the local hub cache when it is whole there, else downloaded.
+3. anything else is taken as a hub id: from the local hub cache when it is whole there, else downloaded. The hub id that
+   a registered checkpoint was made from means the hub's own weights too; the checkpoint is taken where they cannot be
+   had, and that is said.
 
 All three end in a folder, which is checked before transformers sees it, because transformers fills missing
 tensors with random numbers and reports a damaged file from deep inside. From then on nothing touches the
@@ -12,20 +14,16 @@ network. Only safetensors are read: a pickle can run code when it is opened.
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
 import weakref
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
 from editlab.errors import ConfigError, ModelError, did_you_mean
 from editlab.models import registry
-from editlab.models.pull import pull_entry, read_record
+from editlab.models.offload import folder_of_offloaded
+from editlab.models.pull import folder_of, pull_entry, read_record
 from editlab.models.quiet import quiet_transformers
 from editlab.models.room import INDEX, SINGLE, bytes_of, check_room, header, read_json, weight_files
 from editlab.progress import OnStep, StepInfo, silent
@@ -47,7 +45,6 @@ _TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "tekken.json",
 )
-_OFFLOADED = "editlab-offload-"
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors", "memories/*.safetensors"]
 _HUB_SKIPPED = ["onnx/*", "original/*", "*.onnx"]
@@ -58,7 +55,7 @@ class LoadedModel:
     """A model ready for use: in eval mode, with no parameter asking for a gradient.
 
     Attributes:
-        name: how the user called it.
+        name: how the user called it, or what the checkpoint is called that stands for a hub model.
         path: the folder it was read from.
         revision: the commit for a hub model, the SHA-256 of the weights for a fetched checkpoint, else None.
         trusts_code: Python files in the folder may run.
@@ -120,7 +117,10 @@ def load(
         name_or_path, revision=revision, trust_remote_code=trust_remote_code, on_step=on_step
     )
     check_folder(folder, trust_remote_code=trust_remote_code)
-    name = registry.default().name if name_or_path is None else str(name_or_path)
+    entry = registry.default() if name_or_path is None else registry.find(str(name_or_path))
+    # A copy of a hub model is called by its own name, so that who opens the run later gets the same weights.
+    is_copy = entry is not None and (name_or_path is None or entry.copies(str(name_or_path)))
+    name = entry.name if entry is not None and is_copy and folder == folder_of(entry) else str(name_or_path)
     wanted = str(dtype).removeprefix("torch.")
     needed = bytes_of(folder, wanted)
     if device_map is None:
@@ -149,6 +149,11 @@ def find_folder(
     if name_or_path is not None:
         folder = Path(name_or_path).expanduser()
         if folder.is_dir():
+            if revision is not None:
+                raise ConfigError(
+                    f"'{name_or_path}' is a folder here, and only models on the hub have revisions.",
+                    "Leave the revision out, or name a hub id.",
+                )
             return folder.absolute(), _recorded(folder)
         if folder.exists():
             raise ModelError(
@@ -162,6 +167,11 @@ def find_folder(
             )
     entry = registry.default() if name_or_path is None else registry.find(str(name_or_path))
     if entry is not None and revision is None:
+        if name_or_path is not None and entry.copies(str(name_or_path)):
+            try:
+                return _hub_folder(str(entry.hub), None, trust_remote_code, on_step)
+            except ModelError:
+                registry.tell_of_copy(entry)
         folder = pull_entry(entry, on_step)
         return folder, _recorded(folder)
     # A revision can only mean the hub's own weights, also for a model that has a registered copy.
@@ -252,15 +262,7 @@ def _tokenizer(folder: Path, trust_remote_code: bool) -> Any:
 
 
 def _spread_model(folder: Path, dtype: Any, trust_remote_code: bool, device_map: Any, max_memory: Any) -> Any:
-    drop_abandoned()
-    kept = Path(tempfile.mkdtemp(prefix=_OFFLOADED))  # for weights that are stored in another dtype
-    lock = FileLock(kept / ".lock")  # goes with this process, however that ends
-    lock.acquire()
-
-    def drop() -> None:
-        shutil.rmtree(kept, ignore_errors=True)
-        lock.release()
-
+    kept, drop = folder_of_offloaded()
     try:
         model = _model(
             folder, dtype, trust_remote_code, device_map=device_map, max_memory=max_memory, offload_folder=str(kept)
@@ -270,13 +272,6 @@ def _spread_model(folder: Path, dtype: Any, trust_remote_code: bool, device_map:
         raise
     weakref.finalize(model, drop)
     return model
-
-
-def drop_abandoned() -> None:
-    """Remove the offloaded weights of processes that were killed."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_OFFLOADED}*"):
-        with suppress(OSError), FileLock(folder / ".lock", timeout=0):  # of another user, or in use
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _model(folder: Path, dtype: Any, trust_remote_code: bool, **placing: Any) -> Any:

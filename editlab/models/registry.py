@@ -6,6 +6,7 @@ as the package `editlab_checkpoints`, so the same lookup works in a checkout and
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from editlab.errors import ConfigError, ModelError, did_you_mean
 
+_log = logging.getLogger(__name__)
+_told: set[str] = set()
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -64,6 +67,10 @@ class Entry(_Frozen):
     def names(self) -> tuple[str, ...]:
         """Every name that finds this entry; the hub id is one of them."""
         return (self.name, *self.aliases, *([self.hub] if self.hub else []))
+
+    def copies(self, name: str) -> bool:
+        """Whether `name` is the hub's own model, which this checkpoint was made from and is not."""
+        return self.hub is not None and name.strip().casefold() == self.hub.casefold()
 
 
 class _Registry(_Frozen):
@@ -128,6 +135,19 @@ def get(name: str) -> Entry:
 def hint(name: str) -> str:
     """What the user may have meant by an unknown `name`, and what there is."""
     return did_you_mean(name, [entry.name for entry in entries()])
+
+
+def tell_of_copy(entry: Entry) -> None:
+    """Say, once in a process, that a checkpoint stands for the hub's own model and is not the same."""
+    if entry.name not in _told:
+        _told.add(entry.name)
+        _log.warning(
+            "%s is neither in the local hub cache nor to be had from the hub, so the checkpoint '%s' is used in its "
+            "place. %s",
+            entry.hub,
+            entry.name,
+            entry.note,
+        )
 
 
 def local_path(source: LocalSource) -> Path:

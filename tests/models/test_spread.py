@@ -15,7 +15,8 @@ from editlab.data.conflicts import cases_of_relation
 from editlab.errors import ConfigError, EditlabError, ModelError
 from editlab.hooks.placement import is_spread
 from editlab.models import room
-from editlab.models.load import drop_abandoned, find_folder, load
+from editlab.models.load import find_folder, load
+from editlab.models.offload import drop_abandoned
 from editlab.probes.channels.factors import Part, factorise
 from editlab.probes.channels.readout import read_out
 from editlab.probes.channels.scan import scan
