@@ -239,9 +239,16 @@ def _made_here(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
 _TENSOR = torch.tensor
 
 
+@cache
+def _load_once() -> None:
+    """What transformers sets up with its first model, done in the mode, leaves later rotary frequencies unset."""
+    LM.from_pretrained("factworld-gpt2")
+
+
 @contextmanager
 def pretended(device: str, patch: pytest.MonkeyPatch) -> Iterator[Callable[[nn.Module], nn.Module]]:
     """While open, `device` ("cuda", "mps") is there; yields what moves a module to it."""
+    _load_once()
     where = torch.device(device if ":" in device else f"{device}:0")
     patch.setattr(_Mode, "here", where)
     patch.setattr(torch.cuda, "_lazy_init", lambda: None)
