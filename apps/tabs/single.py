@@ -21,7 +21,7 @@ SLOT = "edit.preview"
 _BESIDE = "editlab.ed_beside"  # the fact that the fields of paraphrases and neighbours were filled for, and with what
 # In pixels: what changed is in sight on a narrow screen too.
 WIDTHS = {
-    name: st.column_config.TextColumn(width=w) for name, w in {"prompt": 200, "before": 130, "after": 130}.items()
+    name: st.column_config.TextColumn(width=w) for name, w in {"prompt": 150, "before": 105, "after": 105}.items()
 }
 KINDS = {"rewrite": "the edit itself", "paraphrase": "paraphrase", "neighbour": "neighbour"}
 
@@ -159,6 +159,9 @@ def _result(lab: session.Lab, found: work.Preview) -> None:
         alt=f"Answers before and after: {report.headline}",
         column_config=WIDTHS,
     )
+    apart = [f"{r.prompt} ({r.apart})" for r in report.rows if r.apart]
+    if apart:
+        st.caption(errors.plain(f"Not counted among the neighbours: {'; '.join(apart)}."))
     _drift(found)
     st.plotly_chart(
         edit_probabilities(report),
@@ -228,7 +231,6 @@ def _table(report: EditReport) -> pd.DataFrame:
                 f"P({report.fact.target_new})": percent(r.p_new),
                 "own answer": r.own or "",
                 "P(own answer)": percent(r.p_true),
-                "not counted, because": r.apart,
             }
             for r in report.rows
         ]
