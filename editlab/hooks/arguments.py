@@ -40,7 +40,9 @@ def check_texts(given: Any) -> list[str]:
     for text in texts:
         if not isinstance(text, str):
             raise RequestError(f"{text!r:.60} is no text.", "Give a text or a list of texts.")
-    if not texts or not all(texts):
+    if not texts:
+        raise RequestError("There is no text.", "Give at least one.")
+    if not all(texts):
         raise RequestError("There is an empty text in the batch.", "Give every row some text.")
     return texts
 

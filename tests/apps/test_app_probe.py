@@ -26,7 +26,7 @@ def test_a_probe_runs_as_it_stands(place: Path, name: str) -> None:
 
 def test_what_cannot_be_probed_is_said(place: Path) -> None:
     app = App().open("probe").fill(pr_prompt="").do("Run")
-    assert "There is no prompt to probe." in app.said
+    assert "There is no text. Give at least one." in app.said
 
 
 def test_a_link_with_an_unknown_probe_says_so(place: Path) -> None:
