@@ -117,9 +117,9 @@ def test_a_tokenizer_that_adds_bos_gets_it_once() -> None:
     assert lm.tokens(TEXTS[0], special=False)[0] == lm.tokenizer(TEXTS[0], add_special_tokens=False)["input_ids"]
 
 
-@pytest.mark.parametrize("texts", ["", [], ["the", ""]])
-def test_an_empty_text_is_refused(texts: Any) -> None:
-    with pytest.raises(RequestError, match="empty text"):
+@pytest.mark.parametrize(("texts", "why"), [("", "empty text"), ([], "no text"), (["the", ""], "empty text")])
+def test_an_empty_text_is_refused(texts: Any, why: str) -> None:
+    with pytest.raises(RequestError, match=why):
         make_lm("gpt2").encode(texts)
 
 

@@ -50,7 +50,7 @@ class Output:
     quiet: Quiet = False
     _warnings: list[str] = field(default_factory=list, init=False)
     _steps: _Bars | _Lines | None = field(default=None, init=False)
-    _remarks: _Remarks = field(init=False)
+    _remarks: _Remarks = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         self._remarks = _Remarks(self.warn)
