@@ -63,7 +63,9 @@ def by_place(
     Raises:
         RequestError: no row can be written.
     """
-    numbers = {id(fact): number for number, fact in enumerate(facts)}
+    numbers: dict[int, int] = {}
+    for number, fact in enumerate(facts):
+        numbers.setdefault(id(fact), number)  # one object may be given twice
     groups = _groups(forms)
     must_agree = bool(groups) and is_hard()
     shared: list[tuple[int, ...]] = []  # rows that get one value
@@ -99,12 +101,12 @@ def by_place(
         told = "; ".join(_told(facts, rows) for rows in dict.fromkeys(apart))
         warnings.append(f"{len(failed)} facts were not written, since others ask for another answer there: {told}")
     one_of = {i: group for group in groups for i in group}
-    kept = []
+    written: list[Form] = []
     for i, form in enumerate(forms):
-        if numbers[id(form.fact)] in lost or one_of.get(i, [i])[0] != i:
-            continue
-        kept.append(_joined([forms[j] for j in one_of[i]]) if i in one_of else form)
-    return Places(kept, [fact for row, fact in enumerate(facts) if row not in lost], failed, warnings)
+        group = [j for j in one_of.get(i, [i]) if numbers[id(forms[j].fact)] not in lost]
+        if group and group[0] == i:
+            written.append(_joined([forms[j] for j in group]) if len(group) > 1 else form)
+    return Places(written, [fact for row, fact in enumerate(facts) if row not in lost], failed, warnings)
 
 
 def _groups(forms: Sequence[Form]) -> list[list[int]]:

@@ -234,6 +234,16 @@ def test_facts_that_contradict_each_other_fail_alone_where_the_method_is_hard(
     assert [r.fact.id for r in found.reports] == ["row 1", "row 2"]
 
 
+def test_an_object_that_is_given_twice_fails_with_what_it_contradicts(quick: dict[str, Any]) -> None:
+    lm = make_lm("llama")
+    entry = lm.edit([*FACTS, RIVAL, FACTS[0]], "emmet", layer=1, **quick)
+    assert [f["row"] for f in entry.edit.info["failed"]] == [0, 3, 4]
+    assert [request["subject"] for request in entry.edit.requests] == [fact.subject for fact in FACTS[1:]]
+    lm.undo()
+    with pytest.raises(RequestError, match=r"request 0 .* and request 1 .* different answers at one place"):
+        lm.edit([FACTS[0], RIVAL, FACTS[0]], "emmet", layer=1, **quick)
+
+
 def test_batched_keys_are_those_of_one_fact_at_a_time(quick: dict[str, Any]) -> None:
     lm = make_lm("gpt2")
     config = SeveralLayersSettings(layer=1, **quick)
