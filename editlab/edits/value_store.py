@@ -84,7 +84,8 @@ def _opened() -> Iterator[sqlite3.Connection]:
     path = cache_root() / "values.sqlite"
     with cause_told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()  # SQLite would make it for others to read only, whatever the umask
+        if not path.exists():
+            path.touch()  # SQLite would make it for others to read only, whatever the umask
         try:
             with closing(sqlite3.connect(path, timeout=60)) as db, db:
                 db.execute(_TABLE)

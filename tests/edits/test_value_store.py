@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,15 @@ def test_a_value_is_optimised_once(optimised: list[int]) -> None:
     assert torch.equal(again[0].delta, first[1].delta) and torch.equal(again[2].delta, first[0].delta)
     assert again[0].losses == first[1].losses and again[0].clamped == first[1].clamped
     assert not torch.equal(again[1].delta, first[0].delta)
+
+
+def test_reading_a_store_does_not_write_to_it(optimised: list[int], tmp_path: Path) -> None:
+    lm = make_lm("llama")
+    value_store.values_of(lm, 1, [target(lm, 0)], SETTINGS)
+    store = tmp_path / "values.sqlite"
+    os.utime(store, (0, 0))
+    value_store.values_of(lm, 1, [target(lm, 0)], SETTINGS)
+    assert store.stat().st_mtime == 0 and optimised == [1, 0]
 
 
 @pytest.mark.parametrize("what", ["weights", "edits", "layer", "steps", "clamp", "fact", "context", "essence"])
