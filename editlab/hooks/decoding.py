@@ -43,7 +43,7 @@ NEUTRAL: dict[str, Any] = {
     "return_dict_in_generate": False, "output_attentions": False, "output_hidden_states": False,
     "output_scores": False, "output_logits": None,
 }  # fmt: skip
-KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")  # which tokens those are
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")  # which tokens those are
 
 
 @contextmanager
@@ -70,20 +70,21 @@ def decoding(model: Any, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]
 def neutral(own: GenerationConfig) -> GenerationConfig:
     """The configuration that does nothing, with the special tokens of `own`."""
     known = vars(GenerationConfig())
-    kept = {name: getattr(own, name, None) for name in KEPT}
-    return GenerationConfig(**{name: v for name, v in (NEUTRAL | kept).items() if name in known})
+    special = {name: getattr(own, name, None) for name in SPECIAL_TOKENS}
+    return GenerationConfig(**{name: v for name, v in (NEUTRAL | special).items() if name in known})
 
 
 def _configuration(own: GenerationConfig, options: Mapping[str, Any]) -> GenerationConfig:
     config = neutral(own)
     given = options.get("generation_config")
-    asked = {} if given is None else {n: v for n in (*NEUTRAL, *KEPT) if (v := getattr(given, n, None)) is not None}
-    asked |= {name: value for name, value in options.items() if name in vars(config)}
-    if asked.get("do_sample") and "top_k" not in asked:
-        asked["top_k"] = 0  # transformers' own default cuts the distribution off
+    fields = () if given is None else (*NEUTRAL, *SPECIAL_TOKENS)
+    overrides = {name: value for name in fields if (value := getattr(given, name, None)) is not None}
+    overrides |= {name: value for name, value in options.items() if name in vars(config)}
+    if overrides.get("do_sample") and "top_k" not in overrides:
+        overrides["top_k"] = 0  # transformers' own default cuts the distribution off
     if config.pad_token_id is None:
-        asked = {"pad_token_id": 0} | asked
-    for name, value in asked.items():
+        overrides = {"pad_token_id": 0} | overrides
+    for name, value in overrides.items():
         setattr(config, name, value)
     return config
 

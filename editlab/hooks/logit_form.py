@@ -61,10 +61,10 @@ def measure_logits(model: Any, unembed: str, ids: Tensor) -> LogitForm:
     product = given[0].cpu().double() @ rows.T
     bias = stored_bias(model, unembed)
     shift = torch.zeros(()) if bias is None else bias[tokens.to(bias.device)].cpu().double()
-    best, least = LogitForm(reason="its logits are no scaled product of the unembedding with one state"), 1e-4
-    least = 3e-2 if is_half else least
+    best = LogitForm(reason="its logits are no scaled product of the unembedding with one state")
+    least, near = (3e-2, 2e-2) if is_half else (1e-4, 1e-3)  # error of the form; of a number of the configuration
     for cap in (None, *_caps(model.config)):
-        form = _fit(product, shift.expand_as(product), logits, cap, model.config, 2e-2 if is_half else 1e-3)
+        form = _fit(product, shift.expand_as(product), logits, cap, model.config, near)
         error = float((_shaped(form, product, shift) - logits).abs().amax() / logits.abs().amax().clamp(min=1e-30))
         if error <= least:
             best, least = form, error
@@ -98,8 +98,8 @@ def _snapped(scale: float, config: Any, near: float) -> float:
 
 
 def _shaped(form: LogitForm, product: Tensor, shift: Tensor) -> Tensor:
-    found = form.scale * product + form.bias_scale * shift
-    return found if form.cap is None else torch.tanh(found / form.cap) * form.cap
+    logits = form.scale * product + form.bias_scale * shift
+    return logits if form.cap is None else torch.tanh(logits / form.cap) * form.cap
 
 
 def what_unembedding_reads(model: Any, adapter: ModelAdapter, stream: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from editlab.edits.keys import contexts
 from editlab.errors import ConfigError
 from editlab.evaluation.metrics.fluency import generate
 from editlab.evaluation.suite import Suite
-from editlab.hooks.decoding import KEPT, NEUTRAL
+from editlab.hooks.decoding import NEUTRAL, SPECIAL_TOKENS
 
 TEXTS = ["the thing that the river is", "an old"]
 # What a checkpoint may hold; several of these alone end `generate` in an error.
@@ -59,7 +59,7 @@ def argmax_loop(lm: LM, text: str, n: int) -> list[int]:
 
 def test_every_field_of_a_generation_configuration_is_neutral_or_kept() -> None:
     fields = set(GenerationConfig().to_dict()) - {"transformers_version", "_from_model_config"}
-    assert fields <= NEUTRAL.keys() | set(KEPT), "what does the new field do, and where is it off?"
+    assert fields <= NEUTRAL.keys() | set(SPECIAL_TOKENS), "what does the new field do, and where is it off?"
     # Where transformers has a default of its own, ours is it; but for compiling, which is a matter of speed.
     defaults = GenerationConfig._get_default_generation_params()
     assistants = {name for name in defaults if "assistant" in name or name == "target_lookbehind"}
