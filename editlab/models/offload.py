@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 from filelock import FileLock
 
 _PREFIX = "editlab-offload-"
+UNLOCKED = 60.0  # seconds that a new folder may be without a lock
 
 
 def folder_of_offloaded() -> tuple[Path, Callable[[], None]]:
@@ -33,5 +35,13 @@ def folder_of_offloaded() -> tuple[Path, Callable[[], None]]:
 def drop_abandoned() -> None:
     """Remove the folders that no process holds."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        with suppress(OSError), FileLock(folder / ".lock", timeout=0):  # of another user, or in use
-            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # of another user, in use, or gone by now
+            if _is_being_made(folder):
+                continue
+            with FileLock(folder / ".lock", timeout=0):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_being_made(folder: Path) -> bool:
+    """Whether another process may be about to take this folder's lock."""
+    return not (folder / ".lock").exists() and time.time() - folder.stat().st_mtime < UNLOCKED

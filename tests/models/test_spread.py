@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -132,8 +133,15 @@ def test_offloaded_weights_of_a_process_that_was_killed_are_removed(
     for folder in (abandoned, used, other):
         folder.mkdir()
         (folder / "weights.dat").write_text("x")
+    (abandoned / ".lock").touch()
+    begun = tmp_path / "editlab-offload-c"
+    begun.mkdir()  # by a process that has not taken its lock yet
     with FileLock(used / ".lock"):
         drop_abandoned()
+        assert begun.exists()
+        os.utime(begun, (0, 0))
+        drop_abandoned()
+        assert not begun.exists()
         assert not abandoned.exists() and (used / "weights.dat").exists() and (other / "weights.dat").exists()
     half = room.bytes_of(find_folder("factworld-gpt2")[0], "float32") // 2
     lm = LM.from_pretrained("factworld-gpt2", device_map="auto", max_memory={"cpu": half})
