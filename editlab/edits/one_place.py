@@ -72,7 +72,7 @@ def by_place(
     apart: list[tuple[int, ...]] = []  # rows that cannot
     for group in groups:
         rows = tuple(sorted({numbers[id(forms[i].fact)] for i in group}))
-        is_one = len({facts[row].target_new for row in rows}) == 1
+        is_one = len({(facts[row].target_new, facts[row].target_prefix) for row in rows}) == 1
         (apart if must_agree and not is_one else shared).append(rows)
     lost = {row: rows for rows in apart for row in rows}
     lost |= {copy: lost[row] for copy, row in copies.items() if row in lost}

@@ -226,6 +226,9 @@ def test_facts_that_contradict_each_other_fail_alone_where_the_method_is_hard(
     agreeing = [*FACTS, RIVAL.model_copy(update={"target_new": "Rome"})]
     assert "failed" not in lm.edit(agreeing, "emmet", layer=1, **quick).edit.info
     lm.undo()
+    other_tokens = [*FACTS, agreeing[-1].model_copy(update={"target_prefix": "none"})]
+    assert [f["row"] for f in lm.edit(other_tokens, "emmet", layer=1, **quick).edit.info["failed"]] == [0, 3]
+    lm.undo()
     with pytest.raises(RequestError, match=r"'row 0' .* and 'row 3' .* different answers at one place"):
         lm.edit([rows[0], rows[3]], "emmet", layer=1, **quick)
     plan = Plan(method="emmet", mode="batch", settings={"layer": 1, **quick})
