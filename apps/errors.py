@@ -39,7 +39,7 @@ def show(error: Exception) -> None:
     elif is_out_of_memory(error):
         st.error("Try a smaller batch, a smaller model, or close other programs.", title="Memory ran out.")
     else:
-        st.error("Nothing was changed. The report below says where.", title="Something broke inside editlab.")
+        st.error("The report below says where.", title="Something broke inside editlab.")
         with st.expander("Report to copy"):
             st.code(_report(error), language=None)
 

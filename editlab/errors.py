@@ -116,7 +116,7 @@ def did_you_mean(name: str, known: list[str]) -> str:
     """A hint that lists `known`, led by the closest match to `name`."""
     import difflib
 
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(str(name), known, n=1)  # a notebook may hand in anything
     hint = f"Did you mean '{close[0]}'? " if close else ""
     return f"{hint}Available: {', '.join(sorted(known))}."
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from editlab.errors import AdapterError, ConfigError, ModelError, RequestError, UnknownName
 from editlab.hooks.adapter import ModelAdapter
-from editlab.hooks.arguments import check_batch, check_choice, check_texts, places_of
+from editlab.hooks.arguments import check_batch, check_choice, check_text, check_texts, places_of
 from editlab.hooks.batch import Batch, Span, pad_rows, tokenize
 from editlab.hooks.cone import Cone
 from editlab.hooks.detect import detect
@@ -186,8 +186,10 @@ class Reader:
             suffix: keep what the tokenizer puts behind the text; nothing could follow it.
 
         Raises:
-            RequestError: the model has no embedding of a token; or a sink is asked for where there is none.
+            RequestError: this is no text; the model has no embedding of a token; or a sink is asked for where there is
+                none.
         """
+        check_text(text)
         encoded = tokenize(self.tokenizer, text)
         front = self.need_sink() if sink else encoded.prefix if special else ()
         if tuple(encoded.ids[: len(front)]) == front:

@@ -30,6 +30,16 @@ def check_batch(given: Any, *kinds: type) -> None:
     raise RequestError(f"The model runs on a {names}, and was given {what}.", hint)
 
 
+def check_text(given: Any, fix: str = "Give a text.") -> None:
+    """Refuse what is no text.
+
+    Raises:
+        RequestError: it is something else.
+    """
+    if not isinstance(given, str):
+        raise RequestError(f"{given!r:.60} is no text.", fix)
+
+
 def check_texts(given: Any) -> list[str]:
     """One text or several as a list.
 
@@ -38,8 +48,7 @@ def check_texts(given: Any) -> list[str]:
     """
     texts = [given] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else [given]
     for text in texts:
-        if not isinstance(text, str):
-            raise RequestError(f"{text!r:.60} is no text.", "Give a text or a list of texts.")
+        check_text(text, "Give a text or a list of texts.")
     if not texts:
         raise RequestError("There is no text.", "Give at least one.")
     if not all(texts):

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
+from inspect import signature
 from typing import Any
 
 from transformers import GenerationConfig
@@ -45,6 +47,8 @@ NEUTRAL: dict[str, Any] = {
 }  # fmt: skip
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")  # which tokens those are
 
+_TOKENIZERS = ("tokenizer", "assistant_tokenizer")  # `generate` takes them from its keywords without naming them
+
 
 @contextmanager
 def decoding(model: Any, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -54,9 +58,10 @@ def decoding(model: Any, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]
         options: of `generate`, as its caller gave them; what is not among them is neutral.
 
     Raises:
-        ConfigError: they ask for something else than one row of tokens a prompt.
+        ConfigError: they ask for something else than one row of tokens a prompt, or one of them is unknown.
     """
     _check(options)
+    _check_known(model, options)
     own = model.generation_config
     config = _configuration(own, options)
     model.generation_config = config
@@ -97,4 +102,16 @@ def _check(options: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"Generation gives one row of tokens for each prompt, and {name}={value} asks for something else.",
                 "Leave it out; give a prompt several times for several samples of it.",
+            )
+
+
+def _check_known(model: Any, options: Mapping[str, Any]) -> None:
+    takers = (model.generate, model.prepare_inputs_for_generation, model.forward)
+    known = {*NEUTRAL, *vars(GenerationConfig()), *_TOKENIZERS, *(n for f in takers for n in signature(f).parameters)}
+    for name in options:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            raise ConfigError(
+                f"Generation has no option '{name}'.",
+                f"Did you mean '{close[0]}'?" if close else "Use those of transformers' GenerationConfig.",
             )

@@ -126,7 +126,7 @@ def test_what_nobody_expected_comes_with_a_report_that_quotes_nothing() -> None:
         fail("a private prompt")
     except ValueError as error:
         shown = _showing(error)
-    assert "Something broke inside editlab." in shown.said and "Nothing was changed." in shown.said
+    assert "Something broke inside editlab." in shown.said and "Nothing was changed" not in shown.said
     (report,) = shown.codes
     assert "private" not in report and "ValueError" in report and "torch" in report and "in fail" not in report
     assert " fail" in report
