@@ -6,9 +6,13 @@ same question about another country where the subject is one, else a few questio
 
 from __future__ import annotations
 
+import re
+
 from editlab.data.factbook import capitals
 from editlab.facts import Fact, Question
 
+# Prompts whose answer is the capital itself, and not something in it.
+_ASKS_FOR_CAPITAL = re.compile(r"(the )?capital( city)? of \{\},? (is|was)( called| named)?", re.IGNORECASE)
 _LEADS = ("It is well known that {}", "Here is what the book says: {}")
 WELL_KNOWN = ("France", "Italy", "Japan", "Germany", "Spain", "Russia", "Egypt", "Greece", "Cuba", "Peru")
 _ELSEWHERE = (
@@ -29,7 +33,8 @@ def with_suggestions(fact: Fact) -> tuple[Fact, bool, bool]:
         prompts: tuple[Question, ...] = _ELSEWHERE
         if fact.subject in capital_of:
             # Where it is not plain that a capital is asked for, what the model says will do.
-            is_capital = fact.target_true == capital_of[fact.subject] or "capital of" in fact.prompt.casefold()
+            asks_for_capital = _ASKS_FOR_CAPITAL.fullmatch(fact.prompt.strip()) is not None
+            is_capital = asks_for_capital or fact.target_true == capital_of[fact.subject]
             others = [c for c in WELL_KNOWN if c in capital_of and c != fact.subject][:4]
             prompts = tuple(
                 Question(prompt=fact.about(c), answers=(capital_of[c],) if is_capital else ()) for c in others

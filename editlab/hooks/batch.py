@@ -137,7 +137,8 @@ class Encoded:
 
 def tokenize(tokenizer: Any, text: str) -> Encoded:
     """The ids of a text, and what the tokenizer puts around them."""
-    encoded = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
+    # Not verbose: what is too long is refused where it would run, in a sentence of ours.
+    encoded = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
     ids = list(encoded["input_ids"])
     is_special = [bool(x) for x in encoded["special_tokens_mask"]]
     start = next((i for i, special in enumerate(is_special) if not special), len(ids))

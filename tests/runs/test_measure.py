@@ -23,6 +23,8 @@ def test_suggested_neighbours_have_answers_of_their_own_where_the_table_knows_th
     capital = Fact(prompt="The capital of {} is", subject="France", target_new="Rome")
     shown, _, suggested = with_suggestions(capital)
     assert suggested and {q.prompt: q.answers for q in shown.neighbours}["The capital of Germany is"] == ("Berlin",)
+    river = capital.model_copy(update={"prompt": "The river through the capital of {} is"})
+    assert [q.answers for q in with_suggestions(river)[0].neighbours] == [()] * 4
     language = Fact(prompt="The language of {} is", subject="France", target_new="Thai", target_true="French")
     assert [q.answers for q in with_suggestions(language)[0].neighbours] == [()] * 4
     assert all(q.answers for q in with_suggestions(capital.model_copy(update={"subject": "Anna"}))[0].neighbours)

@@ -255,7 +255,7 @@ class _Reading:
             what = f"is {type(row.value).__name__}, not an object"
             raise Malformed(Flaw("", what, "Write one object for each record."))
         value = self._decoded(row)
-        if self.report.rows == 1 and set(value) == {HEADER}:
+        if self.report.rows == 1 and set(value) == {HEADER} and not self._header:
             self._take_header(value)
             return
         layout = self._agreed(value)

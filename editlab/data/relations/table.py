@@ -131,14 +131,14 @@ class Relation:
         written = {row.subject for row in usable[:limit]}
         facts = []
         for row in self.rows:
-            taken = {_first_word(a) for a in (row.answer, *row.aliases)}
+            taken = _first_words(row)
             same = [subject for subject in sharing[row.answer] if subject != row.subject]
             target = rng.choice([a for a in answers if _first_word(a) not in taken])
             # Drawn for every row, so that a fact is the same whatever other facts are made.
             alike = rng.sample(same, min(neighbours, len(same)))
             if row.subject not in written:
                 continue
-            near = [r for r in usable if r is not row and target not in (r.answer, *r.aliases)]
+            near = [r for r in usable if r is not row and _first_word(target) not in _first_words(r)]
             random.Random(f"{seed} {self.name} {row.subject}").shuffle(near)
             near.sort(key=lambda r: (r.subject in written, r.subject not in alike, r.answer != row.answer))
             facts.append(
@@ -203,3 +203,8 @@ def fill(stem: str, subject: str) -> str:
 
 def _first_word(answer: str) -> str:
     return answer.split()[0].casefold()
+
+
+def _first_words(row: RelationRow) -> set[str]:
+    """The words that the row's answers begin with; an answer that begins with one of them is not told apart."""
+    return {_first_word(answer) for answer in (row.answer, *row.aliases)}

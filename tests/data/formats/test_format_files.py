@@ -349,6 +349,10 @@ def test_a_header_says_what_stands_before_all_targets(kind: str, tmp_path: Path)
     # The command line goes before the header, and a fact's own word before both.
     given = load_records(path, target_prefix="as-written").records
     assert [f.target_prefix for f in given] == ["as-written", "space"]
+    twice = [*rows[:1], {"target_prefix": "space"}, row]
+    path.write_text(json.dumps(twice) if kind == "json" else "\n".join(map(json.dumps, twice)))
+    with pytest.raises(RequestError, match="1 of 2 rows are malformed"):
+        load_records(path)
     path.write_text(json.dumps([{"target_prefix": "gap"}, row]))
     with pytest.raises(RequestError, match=r"target_prefix: is gap\. Use one of auto, space, none, as-written"):
         load_records(path)
