@@ -90,16 +90,19 @@ def by_place(
     warnings = []
     if copies:
         told = "; ".join(f"{_name(facts, copy)} is {_name(facts, row)}" for copy, row in copies.items())
-        warnings.append(f"{len(copies)} facts are given twice and written once: {told}")
+        what = "1 fact is" if len(copies) == 1 else f"{len(copies)} facts are"
+        warnings.append(f"{what} given twice and written once: {told}")
     if shared := list(dict.fromkeys(shared)):
         told = "; ".join(_told(facts, rows) for rows in shared)
+        what = "1 place in the model has" if len(shared) == 1 else f"{len(shared)} places in the model have"
         warnings.append(
-            f"{len(shared)} places have several facts (the same subject after the same words), and get one value for "
-            f"all of them: {told}"
+            f"{what} several facts (the same subject after the same words). They get one joint value, which lies "
+            f"between their answers where these differ: {told}"
         )
     if failed:
         told = "; ".join(_told(facts, rows) for rows in dict.fromkeys(apart))
-        warnings.append(f"{len(failed)} facts were not written, since others ask for another answer there: {told}")
+        what = "1 fact was" if len(failed) == 1 else f"{len(failed)} facts were"
+        warnings.append(f"{what} not written, since others ask for another answer there: {told}")
     one_of = {i: group for group in groups for i in group}
     written: list[Form] = []
     for i, form in enumerate(forms):

@@ -189,7 +189,7 @@ def test_facts_at_one_place_get_one_value_between_them_where_the_method_is_soft(
     info = entry.edit.info
     assert info["rank"] == 3 and len(info["steps"]) == 3 and len(entry.edit.requests) == 5
     twice, shared = info["warnings"][:2]
-    assert "1 facts are given twice" in twice and "request 4 is request 1" in twice
+    assert "1 fact is given twice" in twice and "request 4 is request 1" in twice
     told = ("request 0 ('The capital of Vinland is': 'Rome')", "request 3 ('The capital of Vinland was': 'Oslo')")
     assert " and ".join(told) in shared
     config = SeveralLayersSettings(layer=1, **quick)
